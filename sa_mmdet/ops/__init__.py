@@ -1,0 +1,8 @@
+"""Arithmetic on tensors. Knows nothing but torch.
+
+Shapes throughout: N images, C channels, H x W positions, L = H*W, G groups, K = C / (2G) channels of a branch.
+"""
+
+from .shuffle_attention import shuffle_attention
+
+__all__ = ["shuffle_attention"]

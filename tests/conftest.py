@@ -1,0 +1,42 @@
+"""Data for the tests: made here, or real where an environment variable names it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from sa_mmdet.datasets import make_shapes
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _root(variable: str) -> Path:
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} does not name the data set")
+    return Path(os.environ[variable]).resolve()
+
+
+@pytest.fixture(scope="session")
+def coco128() -> Path:
+    """Holds train2017/ and annotations/instances_train2017.json."""
+    return _root("COCO128_ROOT")
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """Holds images/ and annotations/instances_{train,val,test}.json."""
+    return _root("BCCD_ROOT")
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's data set, small."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(root, dict(train=16, val=4))
+    return root
