@@ -1,0 +1,153 @@
+"""Repairs of the stack below: each with its reason and the versions it is for. Importing the package applies them."""
+
+import importlib
+import importlib.util
+import operator
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import numpy as np
+import torch
+from mmengine.fileio import load
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_http
+from mmengine.utils import digit_version
+
+
+def check_stack() -> None:
+    """Refuse, in a sentence, a stack that cannot work.
+
+    Gates by major version alone and by what imports: the maintained fork (onedl-*) keeps the import names and has
+    higher versions.
+
+    Raises:
+        ImportError: MMDetection or MMCV is missing or older than the MMEngine generation, or MMCV lacks its operators.
+    """
+    for name, minimum in (("mmcv", 2), ("mmdet", 3)):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"sa_mmdet needs {name} >= {minimum}.0, which is not installed: pip install {name}")
+        try:
+            module = importlib.import_module(name)
+        except AssertionError as error:  # mmdet's own gate on mmcv and mmengine
+            raise ImportError(f"{name} does not import: {error}") from error
+        if digit_version(module.__version__)[0] < minimum:
+            raise ImportError(
+                f"sa_mmdet needs {name} >= {minimum}.0, found {module.__version__}: pip install '{name}>={minimum}.0'"
+            )
+    try:
+        importlib.import_module("mmcv._ext")
+    except ImportError as error:
+        raise ImportError(
+            f"mmcv is installed without operators that fit PyTorch {torch.__version__} ({error}). Build them against "
+            "it: pip uninstall -y mmcv mmcv-lite; pip install --no-build-isolation --no-cache-dir mmcv==2.1.0"
+        ) from error
+
+
+_STATISTICS = ("current", "max", "mean", "min")
+
+
+class _LoadedHistoryBuffer(HistoryBuffer):
+    """Stands in for HistoryBuffer while a checkpoint is read, and becomes one once its state is set.
+
+    HistoryBuffer's own __setstate__ would put any callable of the file among the statistics of all buffers.
+    """
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        histories = {name: state.get(name) for name in ("_log_history", "_count_history")}
+        expected = {"max_length", "statistics_methods", *histories}
+        if set(state) != expected or not all(type(history) is np.ndarray for history in histories.values()):
+            raise pickle.UnpicklingError(
+                f"a checkpoint's HistoryBuffer does not hold {sorted(expected)} alone, or no arrays in them"
+            )
+        self.__class__ = HistoryBuffer
+        HistoryBuffer.__init__(self, max_length=operator.index(state["max_length"]))
+        self.__dict__.update(histories)
+
+
+def _statistic(owner: Any, name: Any) -> Any:
+    """Stands in for the built-in getattr, by which a HistoryBuffer's pickle names its statistics."""
+    if owner in (_LoadedHistoryBuffer, HistoryBuffer) and name in _STATISTICS:
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(
+        f"a checkpoint asks for getattr({owner!r}, {name!r}); admitted are HistoryBuffer's {_STATISTICS}"
+    )
+
+
+def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """Stands in for numpy's _reconstruct, which makes the empty array that a pickle then fills."""
+    if kind is np.ndarray and shape == (0,) and code == b"b":
+        return np.empty(0, np.int8)
+    raise pickle.UnpicklingError(
+        f"a checkpoint asks for an array {kind!r} of shape {shape!r}; admitted is numpy's own pickle of one"
+    )
+
+
+def _numeric_dtype(code: Any, *flags: Any) -> np.dtype:
+    """Stands in for numpy.dtype, which could also name objects and structures."""
+    if isinstance(code, str) and re.fullmatch(r"[<>=|]?[biuf]\d{1,2}", code):
+        return np.dtype(code)
+    raise pickle.UnpicklingError(f"a checkpoint asks for dtype {code!r}; admitted are numbers and booleans")
+
+
+def _numeric_scalar(dtype: Any, data: Any) -> np.generic:
+    """Stands in for numpy's scalar, which unpickles an object where the dtype says so."""
+    if isinstance(dtype, np.dtype) and dtype.kind in "biuf" and type(data) is bytes and len(data) == dtype.itemsize:
+        return np.frombuffer(data, dtype)[0]
+    raise pickle.UnpicklingError(
+        f"a checkpoint asks for a scalar of dtype {dtype!r}; admitted are numbers and booleans"
+    )
+
+
+def admit_mmengine_checkpoints() -> None:
+    """Let torch >= 2.6 load what MMEngine saves.
+
+    Since torch 2.6 ``torch.load`` unpickles tensors and plain containers alone, MMEngine (up to 0.10.7) puts its
+    training history beside them and does not say so when it loads: ``test.py`` and ``--resume`` die. Admitted here is
+    that history, HistoryBuffers of numeric arrays and numeric scalars, and nothing else; what could reach further is
+    admitted as a stand-in that checks its arguments. Everything else that a checkpoint names is still refused.
+    """
+    if digit_version(torch.__version__) < digit_version("2.6.0"):
+        return  # loads everything by default, and knows no stand-ins
+    numbers = [np.bool_, np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64]
+    numbers += [np.uint8, np.uint16, np.uint32, np.uint64]
+    torch.serialization.add_safe_globals(
+        [
+            np.ndarray,
+            *(type(np.dtype(number)) for number in numbers),
+            (_LoadedHistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
+            (_statistic, "builtins.getattr"),
+            (_numeric_dtype, "numpy.dtype"),
+            (_empty_array, "numpy.core.multiarray._reconstruct"),  # numpy 1
+            (_empty_array, "numpy._core.multiarray._reconstruct"),  # numpy 2
+            (_numeric_scalar, "numpy.core.multiarray.scalar"),
+            (_numeric_scalar, "numpy._core.multiarray.scalar"),
+        ]
+    )
+
+
+def _load_from_torchvision(filename: str, map_location: Any = None) -> Any:
+    name = filename.partition("://")[2]
+    urls = load(Path(mmengine.__file__).parent / "hub" / "torchvision_0.12.json")
+    if name not in urls:
+        raise ValueError(f"{filename}: MMEngine's list of torchvision's weights has no {name!r}")
+    return load_from_http(urls[name], map_location=map_location)
+
+
+def resolve_torchvision_names() -> None:
+    """Let 'torchvision://resnet50' name weights where torchvision is not installed.
+
+    MMEngine (all versions so far) imports torchvision to look the address up, though it ships a list of its own.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        CheckpointLoader.register_scheme(
+            prefixes=("modelzoo://", "torchvision://"), loader=_load_from_torchvision, force=True
+        )
+
+
+def apply() -> None:
+    """Apply all repairs."""
+    admit_mmengine_checkpoints()
+    resolve_torchvision_names()

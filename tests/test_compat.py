@@ -1,0 +1,149 @@
+import builtins
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import mmdet
+import mmengine
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner.checkpoint import load_checkpoint
+
+from sa_mmdet import compat
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def test_a_training_history_loads_and_is_what_it_was(tmp_path: Path) -> None:
+    hub = MessageHub.get_instance("test_a_training_history")
+    for value in (3.0, np.float64(2.0), torch.tensor(1.0), 4):
+        hub.update_scalar("train/loss", value)
+    hub.update_info("best", np.float32(0.5))
+    loaded = torch.load(saved(tmp_path / "epoch_1.pth", dict(message_hub=hub.state_dict(), seen=np.int64(7))))
+    buffer = loaded["message_hub"]["log_scalars"]["train/loss"]
+    assert type(buffer) is HistoryBuffer
+    assert buffer.data[0].tolist() == [3.0, 2.0, 1.0, 4.0]
+    assert [buffer.statistics(name) for name in ("current", "min", "max", "mean")] == [4.0, 1.0, 4.0, 2.5]
+    assert loaded["seen"] == 7
+    assert isinstance(loaded["seen"], np.int64)
+    # It can be saved and loaded once more, as a resumed run does.
+    again = torch.load(saved(tmp_path / "epoch_2.pth", loaded))
+    assert again["message_hub"]["log_scalars"]["train/loss"].statistics("mean") == 2.5
+
+
+class Call:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def with_state(**state: object) -> HistoryBuffer:
+    buffer = HistoryBuffer([1.0], [1])
+    buffer.__dict__.update(state)
+    return buffer
+
+
+@pytest.mark.parametrize(
+    "smuggled",
+    [
+        lambda: Call(os.system, "touch smuggled"),
+        lambda: Call(exec, "open('smuggled', 'w')"),
+        lambda: Call(getattr, HistoryBuffer, "__init__"),
+        lambda: Call(getattr, HistoryBuffer, "register_statistics"),
+        lambda: Call(getattr, torch.Tensor, "numpy"),
+        lambda: Call(np.dtype, "O"),
+        lambda: Call(np.dtype, [("a", "f8")]),
+        lambda: np.array([{"an": "object"}], dtype=object),
+        lambda: np.array(["text"]),
+        lambda: Call(np.array([]).__reduce__()[0], np.ndarray, (10**15,), b"b"),
+        lambda: with_state(further=1),
+        lambda: with_state(_log_history=[1.0]),
+        lambda: Path("a"),
+    ],
+)
+def test_anything_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smuggled: Callable[[], object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = dict(HistoryBuffer._statistics_methods)
+    saved(tmp_path / "evil.pth", dict(state_dict={}, message_hub=smuggled()))
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(torch.nn.Linear(1, 1), "evil.pth")
+    assert not Path("smuggled").exists()
+    assert HistoryBuffer._statistics_methods == before
+
+
+def test_statistics_of_a_file_do_not_reach_the_class(tmp_path: Path) -> None:
+    saved(tmp_path / "evil.pth", with_state())
+    archive, content = zipfile.ZipFile(tmp_path / "evil.pth"), {}
+    for name in archive.namelist():
+        content[name] = archive.read(name)
+        if name.endswith("data.pkl"):  # file the maximum under the name of the mean
+            assert content[name].count(b"\x04\x00\x00\x00mean") == 2
+            content[name] = content[name].replace(b"\x04\x00\x00\x00mean", b"\x04\x00\x00\x00evil", 1)
+    with zipfile.ZipFile(tmp_path / "evil.pth", "w", zipfile.ZIP_STORED) as rewritten:
+        for name, data in content.items():
+            rewritten.writestr(name, data)
+    torch.load(tmp_path / "evil.pth")
+    assert "evil" not in HistoryBuffer._statistics_methods
+
+
+def test_nothing_that_reaches_further_is_admitted_as_itself() -> None:
+    admitted = {entry[0] if isinstance(entry, tuple) else entry for entry in torch.serialization.get_safe_globals()}
+    assert not admitted & {builtins.getattr, np.dtype, HistoryBuffer}
+
+
+def test_torchvision_names_need_no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(compat, "load_from_http", lambda url, map_location: asked.append(url))
+    compat._load_from_torchvision("torchvision://resnet50")
+    assert asked[0].endswith("resnet50-0676ba61.pth")
+    with pytest.raises(ValueError, match="torchvision://resnet51"):
+        compat._load_from_torchvision("torchvision://resnet51")
+
+
+def test_an_old_stack_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    compat.check_stack()
+    monkeypatch.setattr(mmdet, "__version__", "2.28.2")
+    with pytest.raises(ImportError, match=r"needs mmdet >= 3\.0, found 2\.28\.2"):
+        compat.check_stack()
+    monkeypatch.undo()
+    monkeypatch.setattr(mmcv, "__version__", "1.7.0")
+    with pytest.raises(ImportError, match=r"needs mmcv >= 2\.0, found 1\.7\.0"):
+        compat.check_stack()
+
+
+@pytest.mark.parametrize(
+    ("preparation", "message"),
+    [
+        ("sys.modules['mmcv._ext'] = None", "mmcv is installed without operators that fit PyTorch"),
+        ("sys.modules['mmdet'] = None", "needs mmdet >= 3.0, which is not installed"),
+        ("import mmcv; mmcv.__version__ = '2.3.6'", "mmdet does not import: MMCV==2.3.6 is used but incompatible"),
+    ],
+)
+def test_importing_on_a_stack_that_cannot_work_says_why(preparation: str, message: str) -> None:
+    code = f"import sys; {preparation}; import sa_mmdet"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode
+    assert any(line.startswith("ImportError: ") and message in line for line in result.stderr.splitlines())
+
+
+def test_higher_versions_of_the_fork_are_not_shut_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (mmdet, mmcv, mmengine):
+        monkeypatch.setattr(module, "__version__", "9.9.9")
+    compat.check_stack()
