@@ -1,0 +1,1 @@
+_base_ = ["mmdet::retinanet/retinanet_r101_fpn_1x_coco.py", "../_base_/sa_mmdet.py"]

@@ -1,0 +1,122 @@
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.fileio import load
+
+from sa_mmdet.attention import ShuffleAttention
+
+CONFIGS = REPOSITORY / "configs"
+RUNNABLE = sorted(path for path in CONFIGS.glob("*/*.py") if not path.parent.name.startswith("_"))
+COCO = [path for path in RUNNABLE if path.parent.name != "demo"]
+
+spec = importlib.util.spec_from_file_location("make_tables", REPOSITORY / "tools" / "misc" / "make_tables.py")
+assert spec is not None
+assert spec.loader is not None
+make_tables = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_tables)
+
+
+def stem(detector: str) -> str:
+    """The paper's name of a detector as MMDetection spells it in config names."""
+    return detector.lower().replace(" r-cnn", "-rcnn")
+
+
+def build(path: Path) -> Any:
+    cfg = Config.fromfile(path)
+    with torch.device("meta"):
+        return MODELS.build(cfg.model)
+
+
+def test_every_row_of_table_3_has_its_config() -> None:
+    rows = make_tables.paper_rows("table3_coco_detection.csv")
+    wanted = {
+        f"{stem(row['detector'])}_{'sa-' if row['attention'] == 'SA' else ''}"
+        f"{row['backbone'].replace('ResNet-', 'r')}_fpn_1x_coco"
+        for row in rows
+        if row["attention"] in ("none", "SA")
+    }
+    assert wanted <= {path.stem for path in COCO}
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
+def test_config_builds(path: Path) -> None:
+    model = build(path)
+    has_attention = any(isinstance(module, ShuffleAttention) for module in model.modules())
+    assert has_attention == ("_sa-" in path.stem)
+
+
+@pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
+def test_trainable_parameters_are_those_of_table_3(path: Path) -> None:
+    model = build(path)
+    counted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # The paper's heads were 81-way: one class more in the classifier, four numbers more a box, one mask more.
+    counted += {"faster_rcnn": 4100, "mask_rcnn": 4100 + 257, "retinanet": 0}[path.parent.name]
+    detector = path.stem.split("_")[0]
+    arm, _, depth = path.stem.split("_")[1].rpartition("-")
+    [row] = [
+        row
+        for row in make_tables.paper_rows("table3_coco_detection.csv")
+        if stem(row["detector"]) == detector
+        and row["backbone"] == depth.replace("r", "ResNet-")
+        and row["attention"] == make_tables.ATTENTION[arm]
+    ]
+    misprint = (detector, arm, depth) == ("retinanet", "sa", "r101")
+    assert f"{counted / 1e6:.2f}" == ("56.74" if misprint else row["params_m"])
+
+
+def test_coco_configs_change_the_backbone_alone() -> None:
+    for path in COCO:
+        base = Config._get_cfg_path(f"mmdet::{path.parent.name}/{_base(path)}", str(path))[0]
+        ours, theirs = (_without_scope(Config.fromfile(name).to_dict()) for name in (path, base))
+        del ours["model"]["backbone"], theirs["model"]["backbone"]
+        assert {key: value for key, value in ours.items() if key in theirs} == theirs
+        assert set(ours) - set(theirs) <= {"custom_imports", "custom_hooks"}
+
+
+def _without_scope(value: Any) -> Any:
+    """Without the marks that MMEngine leaves on what comes from another package's config."""
+    if isinstance(value, dict):
+        return {key: _without_scope(inner) for key, inner in value.items() if key != "_scope_"}
+    return [_without_scope(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _base(path: Path) -> str:
+    return path.name.replace("_sa-", "_")
+
+
+def test_names_are_unique_below_the_package() -> None:
+    names = [path.name for path in CONFIGS.rglob("*.py")]
+    assert len(names) == len(set(names))
+
+
+def test_metafiles_name_every_config_and_nothing_else() -> None:
+    metafiles = load(REPOSITORY / "model-index.yml")["Import"]
+    assert sorted(metafiles) == sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.rglob("metafile.yml"))
+    models = [model for metafile in metafiles for model in load(REPOSITORY / metafile)["Models"]]
+    assert sorted(model["Config"] for model in models) == sorted(str(p.relative_to(REPOSITORY)) for p in RUNNABLE)
+    assert all(Path(model["Config"]).stem == model["Name"] for model in models)
+    collections = [c for metafile in metafiles for c in load(REPOSITORY / metafile)["Collections"]]
+    assert all((REPOSITORY / collection["README"]).is_file() for collection in collections)
+
+
+@pytest.mark.parametrize("folder", make_tables.folders(), ids=lambda folder: folder.name)
+def test_result_tables_are_not_stale(folder: Path) -> None:
+    assert (folder / "README.md").read_text() == make_tables.updated(folder), "run python tools/misc/make_tables.py"
+
+
+def test_our_results_stand_beside_the_papers(tmp_path: Path) -> None:
+    folder = tmp_path / "faster_rcnn"
+    folder.mkdir()
+    text = (CONFIGS / "faster_rcnn" / "metafile.yml").read_text().rstrip("\n")
+    metrics = "Metrics:\n          box AP: 12.5\n"
+    results = f"    Results:\n      - Task: Object Detection\n        Dataset: COCO\n        {metrics}"
+    (folder / "metafile.yml").write_text(f"{text}\n{results}")
+    lines = make_tables.table(folder).splitlines()
+    assert "| SA | paper | 60.53 | 283.60 | 41.0 | 62.7 |" in lines[-2]
+    assert "| SA | ours |  |  | 12.5 |  |" in lines[-1]

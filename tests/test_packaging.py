@@ -1,0 +1,106 @@
+"""What openmim does with the wheel that a user installs."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+DEMO = "mask-rcnn_sa-r18_fpn_shapes.py"
+SHORT = ["train_cfg.max_epochs=1", "default_hooks.checkpoint.save_best=None"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from what git would check out: a wheel must not depend on what else lies about."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    listed = subprocess.check_output(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPOSITORY, text=True
+    )
+    for name in filter(None, listed.split("\0")):
+        target, origin = source / name, REPOSITORY / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if origin.is_symlink():
+            target.symlink_to(os.readlink(origin))
+        elif origin.exists():
+            target.write_bytes(origin.read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", out, source]
+    subprocess.run(command, check=True)
+    [path] = out.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that finds the wheel, unpacked, before the checkout."""
+    site = tmp_path_factory.mktemp("site")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True)
+    return os.environ | {"PYTHONPATH": str(site)}
+
+
+def mim(environment: dict[str, str], cwd: Path, *arguments: object) -> str:
+    command = [sys.executable, "-m", "mim", *map(str, arguments)]
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}{result.stderr[-3000:]}"
+    return result.stdout + result.stderr
+
+
+def test_the_wheel_holds_files_where_the_checkout_has_links(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("configs", "tools"):
+        for path in (REPOSITORY / folder).rglob("*"):
+            if path.suffix in (".py", ".yml", ".csv", ".md"):
+                assert f"sa_mmdet/.mim/{path.relative_to(REPOSITORY)}" in names
+    assert {"sa_mmdet/.mim/model-index.yml", "sa_mmdet/py.typed"} <= names
+    assert not any(name.startswith(("tests/", "configs/", "tools/")) for name in names)
+
+
+def test_search(installed: dict[str, str], tmp_path: Path) -> None:
+    found = mim(installed, tmp_path, "search", "sa_mmdet", "--valid-config")
+    assert "faster-rcnn_sa-r50_fpn_1x_coco" in found
+    assert "retinanet_r101_fpn_1x_coco" in found
+
+
+def test_train_test_run_and_gridsearch(installed: dict[str, str], shapes: Path, tmp_path: Path) -> None:
+    environment = installed | {"SHAPES_ROOT": str(shapes)}
+    options = ["--gpus", 0, "--cfg-options", *SHORT]
+    trained = mim(environment, tmp_path, "train", "sa_mmdet", DEMO, "--work-dir", "one", *options)
+    assert f"site0/sa_mmdet/.mim/configs/demo/{DEMO}" in trained
+    assert (tmp_path / "one" / "epoch_1.pth").exists()
+
+    tested = mim(environment, tmp_path, "test", "sa_mmdet", DEMO, "--checkpoint", "one/epoch_1.pth")
+    assert tested.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 2  # boxes and masks
+    # MMDetection's own script, which knows nothing of this package, takes the config by its path.
+    path = Path(environment["PYTHONPATH"]) / "sa_mmdet" / ".mim" / "configs" / "demo" / DEMO
+    mim(environment, tmp_path, "train", "mmdet", path, "--work-dir", "two", *options)
+    assert (tmp_path / "two" / "epoch_1.pth").exists()
+
+    mim(environment, tmp_path, "run", "sa_mmdet", "make_shapes", "made", "--train", 2, "--val", 1)
+    assert len(list((tmp_path / "made" / "images").iterdir())) == 3
+
+    search = ["--search-args", "--model.backbone.groups 8 32"]
+    mim(environment, tmp_path, "gridsearch", "sa_mmdet", DEMO, "--work-dir", "grid", *search, *options)
+    assert len(list(tmp_path.glob("grid*/**/epoch_1.pth"))) == 2
+
+
+def test_the_checkout_itself_is_seen_by_openmim(tmp_path: Path) -> None:
+    """An editable install hides .mim from openmim; `make install` mends that."""
+    code = "import pkg_resources as p, os; print(os.path.join(p.get_distribution('sa_mmdet').location, 'sa_mmdet'))"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        pytest.skip("sa_mmdet is not installed in this environment")
+    assert Path(result.stdout.strip(), ".mim", "model-index.yml").exists()
+
+
+@pytest.mark.parametrize("launcher_argument", ["--local_rank=0", "--local-rank=0"])
+def test_the_tools_take_what_launchers_pass(launcher_argument: str, tmp_path: Path) -> None:
+    for name in ("train.py", "test.py"):
+        command = [sys.executable, REPOSITORY / "tools" / name, "absent.py", "absent.pth"][: 3 + (name == "test.py")]
+        command += ["--launcher", "none", launcher_argument]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert "absent.py" in result.stderr.splitlines()[-1]
+        assert "unrecognized" not in result.stderr
