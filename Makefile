@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH ?=
 TORCH_ARGS ?=
 DEMO_DIR ?= work_dirs/demo
+DEMO_CONFIG = configs/demo/mask-rcnn_sa-r18_fpn_shapes.py
 
 export VENV TORCH TORCH_ARGS
 BIN = $(VENV)/bin
@@ -21,8 +22,13 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+# Makes a small data set, trains on it from scratch, evaluates boxes and masks, leaves pictures of truth and prediction.
+demo: export SHAPES_ROOT = $(DEMO_DIR)/shapes
 demo: install
-	$(BIN)/python tools/demo.py $(DEMO_DIR)
+	$(BIN)/python tools/dataset_converters/make_shapes.py $(SHAPES_ROOT)
+	$(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)/run
+	$(BIN)/python tools/test.py $(DEMO_CONFIG) $(DEMO_DIR)/run/epoch_12.pth --work-dir $(DEMO_DIR)/test --show-dir pictures
+	@echo "Pictures, ground truth beside prediction: $(DEMO_DIR)/test/*/pictures"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache work_dirs

@@ -13,6 +13,10 @@ DEMO = "mask-rcnn_sa-r18_fpn_shapes.py"
 SHORT = ["train_cfg.max_epochs=1", "default_hooks.checkpoint.save_best=None"]
 
 
+def pip(*arguments: object) -> None:
+    subprocess.run([sys.executable, "-m", "pip", "-q", *map(str, arguments)], check=True)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from what git would check out: a wheel must not depend on what else lies about."""
@@ -27,8 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.symlink_to(os.readlink(origin))
         elif origin.exists():
             target.write_bytes(origin.read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", out, source]
-    subprocess.run(command, check=True)
+    pip("wheel", "--no-build-isolation", "--no-deps", "-w", out, source)
     [path] = out.glob("*.whl")
     return path
 
@@ -37,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process that finds the wheel, unpacked, before the checkout."""
     site = tmp_path_factory.mktemp("site")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True)
+    pip("install", "--no-deps", "--target", site, wheel)
     return os.environ | {"PYTHONPATH": str(site)}
 
 
@@ -99,8 +102,15 @@ def test_the_checkout_itself_is_seen_by_openmim(tmp_path: Path) -> None:
 @pytest.mark.parametrize("launcher_argument", ["--local_rank=0", "--local-rank=0"])
 def test_the_tools_take_what_launchers_pass(launcher_argument: str, tmp_path: Path) -> None:
     for name in ("train.py", "test.py"):
-        command = [sys.executable, REPOSITORY / "tools" / name, "absent.py", "absent.pth"][: 3 + (name == "test.py")]
-        command += ["--launcher", "none", launcher_argument]
+        positional = ["absent.py", "absent.pth"] if name == "test.py" else ["absent.py"]
+        command = [
+            sys.executable,
+            str(REPOSITORY / "tools" / name),
+            *positional,
+            "--launcher",
+            "none",
+            launcher_argument,
+        ]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert "absent.py" in result.stderr.splitlines()[-1]
         assert "unrecognized" not in result.stderr
