@@ -27,7 +27,7 @@ demo: export SHAPES_ROOT = $(DEMO_DIR)/shapes
 demo: install
 	$(BIN)/python tools/dataset_converters/make_shapes.py $(SHAPES_ROOT)
 	$(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)/run
-	$(BIN)/python tools/test.py $(DEMO_CONFIG) $(DEMO_DIR)/run/epoch_12.pth --work-dir $(DEMO_DIR)/test --show-dir pictures
+	$(BIN)/python tools/test.py $(DEMO_CONFIG) $$(cat $(DEMO_DIR)/run/last_checkpoint) --work-dir $(DEMO_DIR)/test --show-dir pictures
 	@echo "Pictures, ground truth beside prediction: $(DEMO_DIR)/test/*/pictures"
 
 clean:

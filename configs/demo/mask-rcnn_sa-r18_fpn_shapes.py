@@ -18,7 +18,7 @@ model = dict(
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=128, num_classes=3),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=3),
         mask_roi_extractor=dict(out_channels=64),
         mask_head=dict(in_channels=64, conv_out_channels=64, num_classes=3),
     ),
@@ -87,4 +87,10 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoMetric", metric=["bbox", "segm"], ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(val_interval=4)
+max_epochs = 16
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="CosineAnnealingLR", eta_min_ratio=0.01, T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
+]

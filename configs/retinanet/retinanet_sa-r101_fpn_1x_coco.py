@@ -4,6 +4,6 @@ model = dict(
     backbone=dict(
         type="SAResNet",
         groups=64,
-        init_cfg=dict(type="ResNetPretrained", checkpoint="torchvision://resnet101"),
+        init_cfg=dict(type="ResNetPretrained"),
     )
 )

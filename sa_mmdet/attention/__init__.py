@@ -4,6 +4,18 @@ They are registered in MMEngine's root registry, where the registries of all Ope
 layer registered in MMDetection alone is not found when the default scope is another's.
 """
 
+from .base import Attention
+from .cbam import CBAM
+from .efficient_channel_attention import EfficientChannelAttention
 from .shuffle_attention import ShuffleAttention
+from .spatial_group_enhance import SpatialGroupEnhance
+from .squeeze_excitation import SqueezeExcitation
 
-__all__ = ["ShuffleAttention"]
+__all__ = [
+    "CBAM",
+    "Attention",
+    "EfficientChannelAttention",
+    "ShuffleAttention",
+    "SpatialGroupEnhance",
+    "SqueezeExcitation",
+]

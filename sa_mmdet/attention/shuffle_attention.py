@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from sa_mmdet.ops import shuffle_attention
 
+from .base import Attention, choose
+
 
 def fitting_groups(channels: int) -> list[int]:
     """The values of ``groups`` that fit a number of channels: those whose double divides it."""
@@ -15,7 +17,7 @@ def fitting_groups(channels: int) -> list[int]:
 
 
 @MODELS.register_module()
-class ShuffleAttention(nn.Module):
+class ShuffleAttention(Attention):
     """Shuffle attention: channel and spatial gates for the two halves of each group, then a channel shuffle.
 
     N x C x H x W in and out; see :func:`sa_mmdet.ops.shuffle_attention` for the arithmetic. The parameters bear the
@@ -27,45 +29,64 @@ class ShuffleAttention(nn.Module):
         in_channels: C.
         groups: Groups of channels that share the parameters; its double divides C.
         eps: Added to the variance of the spatial branch.
+        norm: Whether the spatial branch is standardised. This and the options below are the paper's ablations (its
+            Table 1); their defaults are shuffle attention as published.
+        transform: What stands before the gates: a scale and shift a channel ('affine'), a 1 x 1 convolution within
+            the branch ('conv'), or nothing ('none').
+        shuffle: Whether the channels are shuffled.
 
     Raises:
-        ValueError: ``groups`` does not fit ``in_channels``; names the values that do.
+        ValueError: ``groups`` does not fit ``in_channels`` (names the values that do), or ``transform`` is unknown.
     """
 
-    _abbr_ = "sa"  # the name under which OpenMMLab's blocks hold it
+    _abbr_ = "sa"
+    cweight: nn.Parameter | None
+    cbias: nn.Parameter | None
+    sweight: nn.Parameter | None
+    sbias: nn.Parameter | None
 
-    def __init__(self, in_channels: int, groups: int = 64, eps: float = 1e-5):
+    def __init__(
+        self,
+        in_channels: int,
+        groups: int = 64,
+        eps: float = 1e-5,
+        norm: bool = True,
+        transform: str = "affine",
+        shuffle: bool = True,
+    ):
         super().__init__()
         if groups not in fitting_groups(in_channels):
             raise ValueError(
                 f"groups={groups} does not fit {in_channels} channels: 2 * groups must divide them; "
                 f"values that fit: {', '.join(map(str, fitting_groups(in_channels))) or 'none'}"
             )
-        self.groups = groups
-        branch_channels = in_channels // (2 * groups)
-        self.cweight = nn.Parameter(torch.empty(1, branch_channels, 1, 1))
-        self.cbias = nn.Parameter(torch.empty(1, branch_channels, 1, 1))
-        self.sweight = nn.Parameter(torch.empty(1, branch_channels, 1, 1))
-        self.sbias = nn.Parameter(torch.empty(1, branch_channels, 1, 1))
-        self.gn = nn.GroupNorm(branch_channels, branch_channels, eps)
+        self.in_channels, self.groups, self.eps = in_channels, groups, eps
+        self.transform, self.shuffle = transform, shuffle
+        k = in_channels // (2 * groups)
+        shape = choose("transform", transform, {"affine": (1, k, 1, 1), "conv": (k, k, 1, 1), "none": None})
+        for name in ("cweight", "cbias", "sweight", "sbias"):
+            size = (1, k, 1, 1) if shape and name.endswith("bias") else shape
+            self.register_parameter(name, nn.Parameter(torch.empty(size)) if size else None)
+        self.gn = nn.GroupNorm(k, k, eps) if norm else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the initial values of the paper, at which both gates are sigmoid(1) for every input."""
-        for weight, bias in ((self.cweight, self.cbias), (self.sweight, self.sbias)):
-            nn.init.zeros_(weight)
-            nn.init.ones_(bias)
-        self.gn.reset_parameters()
+        for name, parameter in self.named_parameters(recurse=False):
+            nn.init.constant_(parameter, 1.0 if name.endswith("bias") else 0.0)
+        if self.gn is not None:
+            self.gn.reset_parameters()
 
     def start_exactly(self) -> tuple[Tensor, float]:
-        """Set the initial values and say what the module computes with them, for every input.
-
-        Returns:
-            The channel to which each input channel moves (C indices), and the gate that multiplies it.
-        """
+        if self.transform == "none":
+            raise ValueError(
+                "ShuffleAttention with transform='none' has gates that depend on the input from the start and cannot "
+                "start as a plain network: use other weights by init_cfg=dict(type='Pretrained', ...)"
+            )
         self.reset_parameters()
-        channels = 2 * self.groups * self.gn.num_channels
-        destination = torch.arange(channels).reshape(-1, 2).t().flatten()
+        destination = torch.arange(self.in_channels)
+        if self.shuffle:
+            destination = destination.reshape(-1, 2).t().flatten()
         return destination, 1 / (1 + math.exp(-1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,10 +96,11 @@ class ShuffleAttention(nn.Module):
             self.cbias,
             self.sweight,
             self.sbias,
-            self.gn.weight,
-            self.gn.bias,
+            None if self.gn is None else self.gn.weight,
+            None if self.gn is None else self.gn.bias,
             self.groups,
-            self.gn.eps,
+            self.eps,
+            self.shuffle,
         )
 
     def extra_repr(self) -> str:

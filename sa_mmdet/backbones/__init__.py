@@ -1,7 +1,7 @@
 """Backbones with attention, and the weights that they start from."""
 
+from .attention_resnet import AttentionResNet, SAResNet
 from .basic_block import PluginBasicBlock
 from .resnet_pretrained import ResNetPretrained
-from .sa_resnet import SAResNet
 
-__all__ = ["PluginBasicBlock", "ResNetPretrained", "SAResNet"]
+__all__ = ["AttentionResNet", "PluginBasicBlock", "ResNetPretrained", "SAResNet"]

@@ -12,6 +12,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sa_mmdet.attention import Attention
+
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "ResNet-18",
     (False, (3, 4, 6, 3)): "ResNet-34",
@@ -164,7 +166,7 @@ class ResNetPretrained:
             _AttentionPosition(f"{name}.", block, *position)
             for name, block in module.named_modules()
             for position in _plugin_positions(block)
-            if any(hasattr(plugin, "start_exactly") for plugin in position[-1])
+            if any(isinstance(plugin, Attention) for plugin in position[-1])
         ]
         for position in positions:
             position.check()
@@ -218,7 +220,7 @@ class _AttentionPosition:
         """Refuse what the start cannot be carried through."""
         conv, norm = getattr(self.block, self.conv_name), getattr(self.block, self.norm_name)
         where, way_out = f"after {self.prefix}{self.conv_name}", "use init_cfg=dict(type='Pretrained', ...)"
-        later = [type(plugin).__name__ for plugin in self.plugins[1:] if hasattr(plugin, "start_exactly")]
+        later = [type(plugin).__name__ for plugin in self.plugins[1:] if isinstance(plugin, Attention)]
         if later:
             raise ValueError(f"{where} {later[0]} follows another plugin: put it first, or {way_out}")
         if not isinstance(norm, _BatchNorm) or not norm.affine or getattr(conv, "groups", 1) != 1:

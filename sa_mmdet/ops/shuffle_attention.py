@@ -7,14 +7,15 @@ from torch import Tensor
 
 def shuffle_attention(
     x: Tensor,
-    channel_weight: Tensor,
-    channel_bias: Tensor,
-    spatial_weight: Tensor,
-    spatial_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
+    channel_weight: Tensor | None,
+    channel_bias: Tensor | None,
+    spatial_weight: Tensor | None,
+    spatial_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
     groups: int,
     eps: float = 1e-5,
+    shuffle: bool = True,
 ) -> Tensor:
     """Gate the channels of a feature map and shuffle them.
 
@@ -27,14 +28,16 @@ def shuffle_attention(
 
     Args:
         x: N x C x H x W.
-        channel_weight: K elements, as are the five that follow; all groups share them.
-        channel_bias: See ``channel_weight``.
-        spatial_weight: See ``channel_weight``.
-        spatial_bias: See ``channel_weight``.
-        norm_weight: Scale of the standardisation.
-        norm_bias: Shift of the standardisation.
+        channel_weight: K elements, as are the five that follow; all groups share them. With K x K elements it mixes
+            the channels of a branch, as a 1 x 1 convolution does; None, of the bias too, leaves both out.
+        channel_bias: K elements or None.
+        spatial_weight: K or K x K elements or None, see ``channel_weight``.
+        spatial_bias: K elements or None.
+        norm_weight: Scale of the standardisation, K elements; None leaves the standardisation out.
+        norm_bias: Shift of the standardisation, K elements or None.
         groups: G; 2G divides C.
         eps: Added to the variance.
+        shuffle: Whether to move the channels.
 
     Returns:
         N x C x H x W, of the dtype of ``x``; the statistics of half-precision input are taken in float32.
@@ -49,22 +52,32 @@ def shuffle_attention(
         raise ValueError(f"groups={groups} does not fit {c} channels: 2 * groups must divide them")
     k = c // (2 * groups)
     wide = torch.promote_types(x.dtype, torch.float32)
-    channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias = (
-        parameter.reshape(k).to(wide)
-        for parameter in (channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
-    )
-
     channel, spatial = x.reshape(n * groups, 2, k, h, w).unbind(1)
-    mean = channel.mean((2, 3), dtype=wide)
-    channel_gate = (channel_weight * mean + channel_bias).sigmoid()[..., None, None]
-    # One channel a normalisation group; the gate's own affine map goes into that of the normalisation.
-    spatial_gate = F.group_norm(
-        spatial.to(wide),
-        k,
-        spatial_weight * norm_weight,
-        spatial_weight * norm_bias + spatial_bias,
-        eps,
-    ).sigmoid_()
+
+    mean = channel.mean((2, 3), keepdim=True, dtype=wide)
+    channel_gate = _affine(mean, channel_weight, channel_bias).sigmoid()
+    if norm_weight is None or norm_bias is None:
+        spatial_gate = _affine(spatial.to(wide), spatial_weight, spatial_bias).sigmoid()
+    else:
+        scale, shift = norm_weight.reshape(k).to(wide), norm_bias.reshape(k).to(wide)
+        # One channel a normalisation group. A gate's own scale and shift go into those of the normalisation.
+        if spatial_weight is not None and spatial_bias is not None and spatial_weight.numel() == k:
+            weight, bias = spatial_weight.reshape(k).to(wide), spatial_bias.reshape(k).to(wide)
+            spatial_gate = F.group_norm(spatial.to(wide), k, weight * scale, weight * shift + bias, eps).sigmoid_()
+        else:
+            normalised = F.group_norm(spatial.to(wide), k, scale, shift, eps)
+            spatial_gate = _affine(normalised, spatial_weight, spatial_bias).sigmoid()
 
     gated = torch.stack((channel * channel_gate.to(x.dtype), spatial * spatial_gate.to(x.dtype)), dim=1)
-    return F.channel_shuffle(gated.reshape(n, c, h, w), 2)
+    gated = gated.reshape(n, c, h, w)
+    return F.channel_shuffle(gated, 2) if shuffle else gated
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Scale and shift the K channels of ``x``, or mix them where the weight has K x K elements."""
+    if weight is None or bias is None:
+        return x
+    k = x.shape[1]
+    if weight.numel() == k:
+        return x * weight.reshape(k, 1, 1).to(x.dtype) + bias.reshape(k, 1, 1).to(x.dtype)
+    return F.conv2d(x, weight.reshape(k, k, 1, 1).to(x.dtype), bias.reshape(k).to(x.dtype))

@@ -44,7 +44,8 @@ def table(folder: Path) -> str:
         name = [f"[{model['Name']}]({Path(model['Config']).name})", ATTENTION[arm]]
         found = [find_row(rows, **keys) for _, _, rows in kinds]
         figures = [row.get(column, "") for row in found for column in METRICS]
-        lines.append([*name, "paper", found[0].get("params_m", ""), found[0].get("gflops", ""), *figures])
+        source = "paper" if any(found) else "not in the paper"
+        lines.append([*name, source, found[0].get("params_m", ""), found[0].get("gflops", ""), *figures])
         results = {result["Task"]: result["Metrics"] for result in model.get("Results", [])}
         if results:
             figures = [str(results.get(task, {}).get(f"{k} {m}", "")) for k, task, _ in kinds for m in METRICS.values()]

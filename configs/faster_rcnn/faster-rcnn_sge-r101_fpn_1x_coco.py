@@ -1,0 +1,9 @@
+_base_ = ["mmdet::faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py", "../_base_/sa_mmdet.py"]
+
+model = dict(
+    backbone=dict(
+        type="AttentionResNet",
+        attention=dict(type="SpatialGroupEnhance", groups=64),
+        init_cfg=dict(type="ResNetPretrained"),
+    )
+)

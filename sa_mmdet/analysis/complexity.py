@@ -1,0 +1,240 @@
+"""Parameters and multiply-adds of detectors and backbones, by part, as MMEngine counts them and as the paper did."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from mmengine.analysis import FlopAnalyzer
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from sa_mmdet.attention import (
+    CBAM,
+    Attention,
+    EfficientChannelAttention,
+    ShuffleAttention,
+    SpatialGroupEnhance,
+    SqueezeExcitation,
+)
+
+CONVENTIONS = ("mmengine", "paper")
+DETECTOR_SHAPE = (800, 1280)  # height, width in pixels, as the paper's Table 3
+BACKBONE_SHAPE = (224, 224)  # as its Table 2
+_PROPOSALS = 1000  # of the region proposal network; mask heads take the first 100 of them
+_STRIDE = 32  # of the coarsest stage
+
+# How much of its input an attention module's own pooling reads.
+_POOLED: dict[type[nn.Module], float] = {
+    ShuffleAttention: 0.5,
+    SqueezeExcitation: 1,
+    EfficientChannelAttention: 1,
+    SpatialGroupEnhance: 1,
+    CBAM: 2,
+}
+
+
+@dataclass
+class Complexity:
+    """Numbers of parameters, and of multiply-adds for one image; the parts do not contain attention."""
+
+    parameters: int
+    trainable: int
+    attention_parameters: int
+    backbone: int
+    neck: int
+    heads: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of all parts and of attention."""
+        return self.backbone + self.neck + self.heads + self.attention
+
+
+def analyze(cfg: dict[str, Any], shape: tuple[int, int] | None = None, convention: str = "mmengine") -> Complexity:
+    """Count a model's parameters and multiply-adds, without weights or data, on the CPU.
+
+    Args:
+        cfg: Config of a detector or of a bare backbone.
+        shape: Height and width of the input in pixels; 800 x 1280 for a detector, 224 x 224 for a backbone if None.
+        convention: 'mmengine' counts as MMEngine's FlopAnalyzer; 'paper' as the SA-Net paper's tables: beside
+            multiply-adds of convolutions and linear layers, 2 an output of a batch norm, 1 an output of a ReLU, 1 an
+            input element of a pooling layer and of an attention module's own pooling. Deconvolutions count at their
+            output's resolution; the heads of two-stage detectors are 81-way, background within, and SE there has no
+            biases; a backbone is a classifier of 1000 classes.
+
+    Raises:
+        ValueError: The convention is unknown, the shape too small, or the model neither a detector whose forward is
+            known nor a backbone.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention={convention!r} is unknown: choose one of {', '.join(CONVENTIONS)}")
+    cfg = copy.deepcopy(dict(cfg))
+    # Shapes are enough for the paper's rules; MMEngine's counter traces the model, which needs numbers.
+    with torch.device("meta" if convention == "paper" else "cpu"):
+        model = MODELS.build(cfg)
+    model.eval()
+    detector = isinstance(model, BaseDetector)
+    height, width = shape or (DETECTOR_SHAPE if detector else BACKBONE_SHAPE)
+    if min(height, width) < _STRIDE:
+        raise ValueError(f"shape {height} x {width} is smaller than a stride of the backbone: use {_STRIDE} or more")
+    wrapped: nn.Module = _Detector(model) if detector else _Classifier(model) if convention == "paper" else _Bare(model)
+    count = _count_as_paper if convention == "paper" else _count_as_mmengine
+    with torch.no_grad():
+        by_module = count(wrapped, torch.zeros(1, 3, height, width, device=next(model.parameters()).device))
+
+    attention = {name for name, module in wrapped.named_modules() if isinstance(module, Attention)}
+    in_attention = sum(by_module.get(name, 0) for name in attention)
+    backbone = by_module.get("backbone", 0) - in_attention
+    neck = by_module.get("neck", 0)
+    parameters, trainable = _parameters(wrapped), _parameters(wrapped, trainable=True)
+    attention_parameters = sum(_parameters(wrapped.get_submodule(name)) for name in attention)
+    heads = by_module[""] - backbone - neck - in_attention
+    if convention == "paper" and detector and hasattr(model, "roi_head"):
+        extra, extra_operations = _background_in_heads(model)
+        biases = [
+            parameter
+            for module in model.modules()
+            if isinstance(module, SqueezeExcitation)
+            for name, parameter in module.named_parameters()
+            if name.endswith("bias")
+        ]
+        without = sum(parameter.numel() for parameter in biases)
+        parameters += extra - without
+        trainable += extra - sum(parameter.numel() for parameter in biases if parameter.requires_grad)
+        attention_parameters -= without
+        heads += extra_operations
+    return Complexity(parameters, trainable, attention_parameters, backbone, neck, heads, in_attention)
+
+
+def _parameters(module: nn.Module, trainable: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def _background_in_heads(model: Any) -> tuple[int, int]:
+    """Parameters and multiply-adds of the class more that heads had when the background was one of theirs."""
+    inputs = model.roi_head.bbox_head.fc_reg.in_features
+    parameters, operations = 4 * (inputs + 1), 4 * inputs * _PROPOSALS
+    if model.roi_head.with_mask:
+        logits = model.roi_head.mask_head.conv_logits
+        side = 2 * model.roi_head.mask_roi_extractor.roi_layers[0].output_size[0]
+        parameters += logits.in_channels + 1
+        operations += logits.in_channels * side * side * 100
+    return parameters, operations
+
+
+class _Bare(nn.Module):
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Tensor) -> Any:
+        return self.backbone(image)
+
+
+class _Classifier(_Bare):
+    """A backbone with the paper's ImageNet head."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__(backbone)
+        width: Any = getattr(backbone, "feat_dim", None)
+        if width is None:
+            raise ValueError(
+                f"{type(backbone).__name__} does not tell its last width (feat_dim): use --convention mmengine"
+            )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(width, 1000, device="meta")
+
+    def forward(self, image: Tensor) -> Any:
+        return self.classifier(self.pool(self.backbone(image)[-1]).flatten(1))
+
+
+class _Detector(nn.Module):
+    """All layers of a detector once, with a fixed number of proposals that cost nothing to find."""
+
+    def __init__(self, detector: Any):
+        super().__init__()
+        for name, child in detector.named_children():
+            self.add_module(name, child)
+        if not (hasattr(detector, "bbox_head") or (hasattr(detector, "roi_head") and hasattr(detector, "rpn_head"))):
+            raise ValueError(
+                f"{type(detector).__name__} is neither one-stage (bbox_head) nor two-stage (rpn_head, roi_head)"
+            )
+        self.extract_feat: Callable[[Tensor], Any] = detector.extract_feat
+        if hasattr(detector, "roi_head"):
+            for extractor in ("bbox_roi_extractor", "mask_roi_extractor"):
+                if hasattr(detector.roi_head, extractor):
+                    _replace_pooling(getattr(detector.roi_head, extractor))
+
+    def forward(self, image: Tensor) -> Any:
+        features = self.extract_feat(image)
+        modules: dict[str, Any] = dict(self.named_children())
+        if "roi_head" not in modules:
+            return modules["bbox_head"](features)
+        proposals = InstanceData(bboxes=features[0].new_zeros(_PROPOSALS, 4))
+        return modules["rpn_head"](features), modules["roi_head"].forward(features, [proposals], [])
+
+
+def _replace_pooling(extractor: Any) -> None:
+    """Let a RoI extractor give features of the right shape: mmcv's operator cannot run without data."""
+    size = extractor.roi_layers[0].output_size
+    channels = extractor.out_channels
+
+    def forward(features: Any, rois: Tensor, *_: Any, **__: Any) -> Tensor:
+        return features[0].new_zeros(len(rois), channels, *size)
+
+    extractor.forward = forward
+
+
+def _count_as_mmengine(model: nn.Module, image: Tensor) -> dict[str, int]:
+    analyzer = FlopAnalyzer(model, (image,))
+    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return {name: int(count) for name, count in analyzer.by_module().items()}
+
+
+def _count_as_paper(model: nn.Module, image: Tensor) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    handles = []
+    for name, module in model.named_modules():
+
+        def count(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            operations = _operations(module, inputs[0], output)
+            while True:  # the module's own and all that contain it
+                counts[name] = counts.get(name, 0) + operations
+                if not name:
+                    break
+                name = name.rpartition(".")[0]
+
+        if type(module) in _POOLED or not any(True for _ in module.children()):
+            handles.append(module.register_forward_hook(count))
+    model(image)
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def _operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    """The paper's count for one layer."""
+    if isinstance(module, _ConvTransposeNd):
+        kernel = module.weight.numel() // (module.in_channels * module.out_channels // module.groups)
+        return output.numel() * kernel * module.in_channels // module.groups
+    if isinstance(module, nn.Conv1d):
+        return 0  # ECA's: its cells of Table 2 leave it out
+    if isinstance(module, _ConvNd):
+        return output.numel() * module.weight[0].numel()
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    if isinstance(module, _BatchNorm):
+        return 2 * output.numel()
+    if isinstance(module, nn.ReLU):
+        return output.numel()
+    if isinstance(module, _MaxPoolNd | _AvgPoolNd | _AdaptiveAvgPoolNd):
+        return x.numel()
+    return int(_POOLED.get(type(module), 0) * x.numel())

@@ -1,0 +1,43 @@
+"""What the attention modules have in common."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class Attention(nn.Module):
+    """A plugin layer that gates its input, N x C x H x W in and out.
+
+    Subclasses set ``_abbr_``, the name under which OpenMMLab's blocks hold the layer; together with the parameters'
+    own names it makes those of the released weights.
+    """
+
+    _abbr_: str
+
+    def start_exactly(self) -> tuple[Tensor, float]:
+        """Set the values at which the module only scales and moves channels, whatever the input.
+
+        Returns:
+            The channel to which each input channel moves (C indices), and the gate that multiplies it. A network that
+            undoes both before the module computes what it computes without it.
+
+        Raises:
+            ValueError: The module's options leave it no such values.
+        """
+        raise NotImplementedError
+
+
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """The dtype for statistics of a tensor: a sum over the positions overflows float16 and is coarse in bfloat16."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def choose(option: str, value: str, choices: Mapping[str, T]) -> T:
+    """The choice of that name, or an error that lists them."""
+    if value not in choices:
+        raise ValueError(f"{option}={value!r} is unknown: choose one of {', '.join(map(repr, choices))}")
+    return choices[value]

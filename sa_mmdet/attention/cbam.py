@@ -1,0 +1,87 @@
+"""Convolutional block attention module (CBAM) as a plugin layer."""
+
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .base import Attention, at_least_float32
+from .squeeze_excitation import hidden_channels, zero_
+
+
+class _ChannelGate(nn.Module):
+    mlp: Any  # to the type checker a Sequential's items are tensors or modules
+
+    def __init__(self, in_channels: int, ratio: int):
+        super().__init__()
+        hidden = hidden_channels(in_channels, ratio)
+        self.mlp = nn.Sequential(
+            nn.Flatten(), nn.Linear(in_channels, hidden), nn.ReLU(), nn.Linear(hidden, in_channels)
+        )
+        for layer in (self.mlp[1], self.mlp[3]):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.mlp[1].weight.dtype
+        average = self.mlp(x.mean((2, 3), dtype=at_least_float32(x)).to(dtype))
+        maximum = self.mlp(x.amax((2, 3)).to(dtype))
+        return x * (average + maximum).sigmoid()[:, :, None, None].to(x.dtype)
+
+
+class _SpatialGate(nn.Module):
+    spatial: Any
+
+    def __init__(self, kernel_size: int):
+        super().__init__()
+        self.spatial = nn.Sequential()
+        self.spatial.add_module("conv", nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False))
+        self.spatial.add_module("bn", nn.BatchNorm2d(1, momentum=0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        average = x.mean(1, keepdim=True, dtype=at_least_float32(x))
+        pooled = torch.cat((x.amax(1, keepdim=True).to(average.dtype), average), dim=1)
+        return x * self.spatial(pooled.to(self.spatial.conv.weight.dtype)).sigmoid().to(x.dtype)
+
+
+@MODELS.register_module()
+class CBAM(Attention):
+    """Multiply first each channel, then each position by a gate.
+
+    The channels' gate is drawn from their means and maxima by one perceptron for both, the positions' gate from the
+    mean and the maximum over the channels by a convolution and a batch norm. N x C x H x W in and out. Parameter names
+    are those of the released weights: ``ChannelGate.mlp.{1,3}.*``, ``SpatialGate.spatial.{conv,bn}.*``.
+
+    Source: CBAM, ECCV 2018 (arXiv 1807.06521), equations 2 and 3.
+
+    Args:
+        in_channels: C.
+        ratio: The perceptron's hidden layer has C / ratio units.
+        kernel_size: Of the positions' gate, odd.
+
+    Raises:
+        ValueError: ``ratio`` does not divide ``in_channels``, or ``kernel_size`` is even or not positive.
+    """
+
+    _abbr_ = "cbam"
+
+    def __init__(self, in_channels: int, ratio: int = 16, kernel_size: int = 7):
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} must be odd and positive: use {max(1, kernel_size) | 1}")
+        self.in_channels = in_channels
+        self.ChannelGate = _ChannelGate(in_channels, ratio)
+        self.SpatialGate = _SpatialGate(kernel_size)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Set the batch norm's zero, which MMDetection calls for after its backbone has set every batch norm to 1."""
+        nn.init.zeros_(self.SpatialGate.spatial.bn.weight)
+
+    def start_exactly(self) -> tuple[Tensor, float]:
+        zero_(self.ChannelGate.mlp[3])
+        zero_(self.SpatialGate.spatial.bn)
+        return torch.arange(self.in_channels), 0.25
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.SpatialGate(self.ChannelGate(x))

@@ -1,0 +1,83 @@
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import REPOSITORY
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The set-up script, for an environment that is not there yet."""
+    monkeypatch.setenv("VENV", str(tmp_path / "env"))
+    spec = importlib.util.spec_from_file_location("install", REPOSITORY / ".ci" / "install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_python_that_is_too_old_or_too_new(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ((3, 9, 2), (3, 14, 0)):
+        monkeypatch.setattr(install.sys, "version_info", version)
+        with pytest.raises(SystemExit, match=r"3\.10 to 3\.12 are needed: make install PYTHON="):
+            install.make_environment()
+
+
+def test_a_full_disk(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 2**30))
+    with pytest.raises(SystemExit, match=r"1\.0 GB free .* 4 GB are needed; VENV=DIR"):
+        install.make_environment()
+
+
+def test_no_compiler_and_no_headers(install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "works", lambda code: "ModuleNotFoundError: No module named 'mmcv'")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SystemExit, match=r"no C\+\+ compiler \(no-such-compiler\): apt-get install g\+\+"):
+        install.install_mmcv()
+    monkeypatch.setenv("CXX", "sh")
+    monkeypatch.setattr(install, "environment_path", lambda name: tmp_path)
+    with pytest.raises(SystemExit, match=r"no Python.h in .*: Python's headers are missing"):
+        install.install_mmcv()
+
+
+def test_an_mmcv_of_another_pytorch_is_compiled_anew(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(install, "pip_install", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(install, "works", lambda code: None if len(asked) == 2 else "undefined symbol: _ZN3c10")
+    monkeypatch.setattr(install, "environment_path", lambda name: Path(install.sys.prefix))
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    install.install_mmcv()
+    assert [("--force-reinstall" in arguments, "--no-cache-dir" in arguments) for arguments in asked] == [
+        (False, False),
+        (True, True),
+    ]
+
+
+def test_a_failing_step_shows_its_output_and_the_way_out(install: ModuleType) -> None:
+    install.VENV.mkdir()
+    with pytest.raises(SystemExit) as error:
+        install.run("sh", "-c", "echo 'fatal error: Python.h: No such file'; exit 1")
+    assert "fatal error: Python.h" in str(error.value)
+    assert "-> Python's headers are missing: apt-get install python3-dev" in str(error.value)
+
+
+def test_an_environment_that_is_ready_is_left_alone(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    install.VENV.mkdir()
+    install.STAMP.write_text(install.state())
+    monkeypatch.setattr(install, "works", lambda code: None)
+    monkeypatch.setattr(install, "make_environment", lambda: pytest.fail("it was set up again"))
+    install.main()
+    # Another PyTorch is asked for: that is another environment.
+    monkeypatch.setenv("TORCH", "torch==2.9.1")
+    with pytest.raises(pytest.fail.Exception):
+        install.main()
+
+
+def test_make_test_is_what_ci_runs() -> None:
+    assert "exec make test" in (REPOSITORY / ".ci" / "run").read_text()
+    planned = subprocess.check_output(["make", "-n", "test"], cwd=REPOSITORY, text=True)
+    assert [word in planned for word in ("ruff check", "ruff format --check", "mypy", "pytest")] == [True] * 4
