@@ -1,4 +1,5 @@
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.fileio import load
 
-from sa_mmdet.attention import ShuffleAttention
+from sa_mmdet.attention import Attention
 
 CONFIGS = REPOSITORY / "configs"
 RUNNABLE = sorted(path for path in CONFIGS.glob("*/*.py") if not path.parent.name.startswith("_"))
@@ -33,46 +34,18 @@ def build(path: Path) -> Any:
         return MODELS.build(cfg.model)
 
 
-def test_every_row_of_table_3_has_its_config() -> None:
-    rows = make_tables.paper_rows("table3_coco_detection.csv")
-    wanted = {
-        f"{stem(row['detector'])}_{'sa-' if row['attention'] == 'SA' else ''}"
-        f"{row['backbone'].replace('ResNet-', 'r')}_fpn_1x_coco"
-        for row in rows
-        if row["attention"] in ("none", "SA")
-    }
-    assert wanted <= {path.stem for path in COCO}
-
-
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
 def test_config_builds(path: Path) -> None:
     model = build(path)
-    has_attention = any(isinstance(module, ShuffleAttention) for module in model.modules())
-    assert has_attention == ("_sa-" in path.stem)
-
-
-@pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
-def test_trainable_parameters_are_those_of_table_3(path: Path) -> None:
-    model = build(path)
-    counted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    # The paper's heads were 81-way: one class more in the classifier, four numbers more a box, one mask more.
-    counted += {"faster_rcnn": 4100, "mask_rcnn": 4100 + 257, "retinanet": 0}[path.parent.name]
-    detector = path.stem.split("_")[0]
-    arm, _, depth = path.stem.split("_")[1].rpartition("-")
-    [row] = [
-        row
-        for row in make_tables.paper_rows("table3_coco_detection.csv")
-        if stem(row["detector"]) == detector
-        and row["backbone"] == depth.replace("r", "ResNet-")
-        and row["attention"] == make_tables.ATTENTION[arm]
-    ]
-    misprint = (detector, arm, depth) == ("retinanet", "sa", "r101")
-    assert f"{counted / 1e6:.2f}" == ("56.74" if misprint else row["params_m"])
+    found = {make_tables.ATTENTION[m._abbr_] for m in model.modules() if isinstance(m, Attention)}
+    arm = path.stem.split("_")[1].rpartition("-")[0]
+    assert found == ({make_tables.ATTENTION[arm]} if arm else set())
 
 
 def test_coco_configs_change_the_backbone_alone() -> None:
     for path in COCO:
-        base = Config._get_cfg_path(f"mmdet::{path.parent.name}/{_base(path)}", str(path))[0]
+        plain = re.sub("_[a-z]+-r", "_r", path.name)
+        base = Config._get_cfg_path(f"mmdet::{path.parent.name}/{plain}", str(path))[0]
         ours, theirs = (_without_scope(Config.fromfile(name).to_dict()) for name in (path, base))
         del ours["model"]["backbone"], theirs["model"]["backbone"]
         assert {key: value for key, value in ours.items() if key in theirs} == theirs
@@ -84,10 +57,6 @@ def _without_scope(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_scope(inner) for key, inner in value.items() if key != "_scope_"}
     return [_without_scope(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _base(path: Path) -> str:
-    return path.name.replace("_sa-", "_")
 
 
 def test_names_are_unique_below_the_package() -> None:

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 CLASSES = ("circle", "triangle", "square")
 WIDTH, HEIGHT = 160, 128  # pixels
 MAX_OBJECTS = 5
-RADIUS = (9, 32)  # pixels, to the corners
+RADIUS = (14, 34)  # pixels, to the corners
 MAX_OVERLAP = 0.2  # of an object's own area
 
 
@@ -101,5 +101,5 @@ def _draw(generator: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, n
         full.append(drawn)
         visible.append(drawn)
         categories.append(category)
-    image += generator.normal(0, 12, image.shape).astype(np.float32)
+    image += generator.normal(0, 8, image.shape).astype(np.float32)
     return image.clip(0, 255).astype(np.uint8), list(zip(categories, visible, strict=True))
