@@ -6,7 +6,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from sa_mmdet.ops import shuffle_attention
+from sa_mmdet.ops import shuffle_attention, shuffle_attention_residual
+from sa_mmdet.ops.shuffle_attention import IMPLEMENTATIONS
 
 from .base import Attention, choose
 
@@ -34,9 +35,11 @@ class ShuffleAttention(Attention):
         transform: What stands before the gates: a scale and shift a channel ('affine'), a 1 x 1 convolution within
             the branch ('conv'), or nothing ('none').
         shuffle: Whether the channels are shuffled.
+        implementation: 'fused', 'reference' or 'auto', see :func:`sa_mmdet.ops.shuffle_attention`.
 
     Raises:
-        ValueError: ``groups`` does not fit ``in_channels`` (names the values that do), or ``transform`` is unknown.
+        ValueError: ``groups`` does not fit ``in_channels`` (names the values that do), or ``transform`` or
+            ``implementation`` is unknown.
     """
 
     _abbr_ = "sa"
@@ -53,6 +56,7 @@ class ShuffleAttention(Attention):
         norm: bool = True,
         transform: str = "affine",
         shuffle: bool = True,
+        implementation: str = "auto",
     ):
         super().__init__()
         if groups not in fitting_groups(in_channels):
@@ -62,6 +66,7 @@ class ShuffleAttention(Attention):
             )
         self.in_channels, self.groups, self.eps = in_channels, groups, eps
         self.transform, self.shuffle = transform, shuffle
+        self.implementation = choose("implementation", implementation, {name: name for name in IMPLEMENTATIONS})
         k = in_channels // (2 * groups)
         shape = choose("transform", transform, {"affine": (1, k, 1, 1), "conv": (k, k, 1, 1), "none": None})
         for name in ("cweight", "cbias", "sweight", "sbias"):
@@ -101,6 +106,26 @@ class ShuffleAttention(Attention):
             self.groups,
             self.eps,
             self.shuffle,
+            self.implementation,
+        )
+
+    def forward_residual(self, x: Tensor, identity: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """The end of a block, relu(identity + forward(scale * x + shift)), as one operator where that applies."""
+        return shuffle_attention_residual(
+            x,
+            identity,
+            scale,
+            shift,
+            self.cweight,
+            self.cbias,
+            self.sweight,
+            self.sbias,
+            None if self.gn is None else self.gn.weight,
+            None if self.gn is None else self.gn.bias,
+            self.groups,
+            self.eps,
+            self.shuffle,
+            self.implementation,
         )
 
     def extra_repr(self) -> str:

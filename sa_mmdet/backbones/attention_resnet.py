@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from sa_mmdet.attention.shuffle_attention import fitting_groups
 
 from .basic_block import PluginBasicBlock
+from .bottleneck import FusedBottleneck
 
 
 @MODELS.register_module()
@@ -34,7 +35,7 @@ class AttentionResNet(ResNet):
     """
 
     arch_settings = {
-        depth: (block if block.expansion > 1 else PluginBasicBlock, blocks)
+        depth: (FusedBottleneck if block.expansion > 1 else PluginBasicBlock, blocks)
         for depth, (block, blocks) in ResNet.arch_settings.items()
     }
 
@@ -67,12 +68,13 @@ class AttentionResNet(ResNet):
             _check_twice(plugins, num_stages)
         super().__init__(depth, plugins=plugins or None, **kwargs)
 
-        # ResNet gives its own BasicBlock this start and does not know a subclass of it.
+        # ResNet gives its own blocks this start and does not know subclasses of them.
         starts_from_scratch = kwargs.get("init_cfg") is None and kwargs.get("pretrained") is None
         if self.zero_init_residual and starts_from_scratch:
             for block in self.modules():
-                if isinstance(block, PluginBasicBlock):
-                    block.init_cfg = dict(type="Constant", val=0, override=dict(name=block.norm2_name))
+                if isinstance(block, PluginBasicBlock | FusedBottleneck):
+                    last = block.norm2_name if isinstance(block, PluginBasicBlock) else block.norm3_name
+                    block.init_cfg = dict(type="Constant", val=0, override=dict(name=last))
 
 
 @MODELS.register_module()
@@ -89,20 +91,29 @@ class SAResNet(AttentionResNet):
         depth: 18, 34, 50, 101 or 152.
         groups: Groups of shuffle attention; its double divides the channels of every stage that has attention.
         stage_with_attention: A flag a stage; all stages have attention if None.
+        implementation: 'fused', 'reference' (MMDetection's block and PyTorch's own operators) or 'auto', which fuses
+            where that applies; same parameters, same results.
         **kwargs: As :class:`AttentionResNet` takes them.
 
     Raises:
         ValueError: ``groups`` does not fit, or as :class:`AttentionResNet` raises it.
     """
 
-    def __init__(self, depth: int, groups: int = 64, stage_with_attention: Sequence[bool] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        depth: int,
+        groups: int = 64,
+        stage_with_attention: Sequence[bool] | None = None,
+        implementation: str = "auto",
+        **kwargs: Any,
+    ):
         if depth in self.arch_settings:
             stages = range(kwargs.get("num_stages", 4))
             flags = [True] * len(stages) if stage_with_attention is None else list(stage_with_attention)
             expansion = self.arch_settings[depth][0].expansion
             channels = [kwargs.get("base_channels", 64) * expansion * 2**stage for stage in stages]
             _check_groups(groups, [c for c, attends in zip(channels, flags, strict=False) if attends])
-        attention = dict(type="ShuffleAttention", groups=groups)
+        attention = dict(type="ShuffleAttention", groups=groups, implementation=implementation)
         super().__init__(depth, attention=attention, stage_with_attention=stage_with_attention, **kwargs)
 
 

@@ -1,8 +1,15 @@
-"""Shuffle attention as a function of tensors."""
+"""Shuffle attention, alone and with the end of a residual block, as functions of tensors."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from . import operator
+
+IMPLEMENTATIONS = ("auto", "fused", "reference")
+Parameters = Sequence[Tensor | None]
 
 
 def shuffle_attention(
@@ -16,6 +23,7 @@ def shuffle_attention(
     groups: int,
     eps: float = 1e-5,
     shuffle: bool = True,
+    implementation: str = "auto",
 ) -> Tensor:
     """Gate the channels of a feature map and shuffle them.
 
@@ -38,18 +46,26 @@ def shuffle_attention(
         groups: G; 2G divides C.
         eps: Added to the variance.
         shuffle: Whether to move the channels.
+        implementation: 'fused' is one operator that keeps x and two numbers a channel for its backward, 'reference' the
+            formula in PyTorch's own operators, 'auto' the first where it applies. It takes all six parameters with K
+            elements, an even G and the shuffle, on the CPU or, with Triton, on a GPU.
 
     Returns:
         N x C x H x W, of the dtype of ``x``; the statistics of half-precision input are taken in float32.
 
     Raises:
-        ValueError: ``x`` is not four-dimensional, or ``groups`` does not fit its channels.
+        ValueError: ``x`` is not four-dimensional, ``groups`` does not fit its channels, ``implementation`` is unknown,
+            or 'fused' is asked for and does not apply.
     """
     if x.dim() != 4:
         raise ValueError(f"shuffle_attention takes N x C x H x W, got a tensor of shape {tuple(x.shape)}")
     n, c, h, w = x.shape
     if groups < 1 or c % (2 * groups):
         raise ValueError(f"groups={groups} does not fit {c} channels: 2 * groups must divide them")
+    parameters = (channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
+    obstacle = obstacle_to_fusion(x, parameters, groups, shuffle)
+    if use_fused(implementation, obstacle):
+        return operator.fused(x, None, None, None, stacked(parameters), groups, eps)[0]
     k = c // (2 * groups)
     wide = torch.promote_types(x.dtype, torch.float32)
     channel, spatial = x.reshape(n * groups, 2, k, h, w).unbind(1)
@@ -81,3 +97,79 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if weight.numel() == k:
         return x * weight.reshape(k, 1, 1).to(x.dtype) + bias.reshape(k, 1, 1).to(x.dtype)
     return F.conv2d(x, weight.reshape(k, k, 1, 1).to(x.dtype), bias.reshape(k).to(x.dtype))
+
+
+def shuffle_attention_residual(
+    x: Tensor,
+    identity: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    channel_weight: Tensor | None,
+    channel_bias: Tensor | None,
+    spatial_weight: Tensor | None,
+    spatial_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    groups: int,
+    eps: float = 1e-5,
+    shuffle: bool = True,
+    implementation: str = "auto",
+) -> Tensor:
+    """The end of a residual block: relu(identity + shuffle_attention(scale * x + shift)).
+
+    Args:
+        x: N x C x H x W, the output of the block's last convolution.
+        identity: N x C x H x W.
+        scale: C elements, with ``shift`` the last batch norm in evaluation mode; None for both if there is none.
+        shift: C elements or None.
+        channel_weight: This and the rest as :func:`shuffle_attention` takes them.
+        channel_bias: See there.
+        spatial_weight: See there.
+        spatial_bias: See there.
+        norm_weight: See there.
+        norm_bias: See there.
+        groups: See there.
+        eps: See there.
+        shuffle: See there.
+        implementation: See there.
+
+    Returns:
+        N x C x H x W, of the dtype of ``x``.
+
+    Raises:
+        ValueError: As :func:`shuffle_attention`, or ``identity`` has another shape.
+    """
+    if identity.shape != x.shape:
+        raise ValueError(
+            f"identity of shape {tuple(identity.shape)} for x of shape {tuple(x.shape)}: they must be equal"
+        )
+    parameters = (channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
+    if use_fused(implementation, obstacle_to_fusion(x, parameters, groups, shuffle)):
+        return operator.fused(x, identity.to(x.dtype), scale, shift, stacked(parameters), groups, eps)[0]
+    y = x if scale is None else x * scale.to(x.dtype).reshape(-1, 1, 1)
+    y = y if shift is None else y + shift.to(x.dtype).reshape(-1, 1, 1)
+    return F.relu(identity + shuffle_attention(y, *parameters, groups, eps, shuffle, "reference"))
+
+
+def obstacle_to_fusion(x: Tensor, parameters: Parameters, groups: int, shuffle: bool = True) -> str | None:
+    """Why the fused operator does not apply, or None."""
+    if groups < 2 or groups % 2 or x.dim() != 4 or x.shape[1] % (2 * groups):
+        return f"groups={groups} is odd or does not fit"
+    k = x.shape[1] // (2 * groups)
+    if not shuffle or any(parameter is None or parameter.numel() != k for parameter in parameters):
+        return "it is one of the ablations"
+    return operator.obstacle(x)
+
+
+def use_fused(implementation: str, obstacle: str | None) -> bool:
+    """Whether to fuse; refuses unknown names, and a fusion that is asked for and impossible."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}")
+    if implementation == "fused" and obstacle is not None:
+        raise ValueError(f"implementation='fused' does not apply: {obstacle}; use 'auto' or 'reference'")
+    return implementation != "reference" and obstacle is None
+
+
+def stacked(parameters: Parameters) -> Tensor:
+    """The six parameters as rows of one tensor."""
+    return torch.stack([parameter.flatten() for parameter in parameters if parameter is not None])

@@ -1,0 +1,229 @@
+"""Time and memory of attention, side by side: all arms in one run, taking turns, as ratios to the plain network."""
+
+import gc
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from sa_mmdet.attention import SqueezeExcitation
+from sa_mmdet.ops import shuffle_attention_residual
+
+LEVELS = ("operator", "backbone", "detector")
+PLAIN = "plain"
+# Arms, and the backbone that each stands for.
+ARMS: dict[str, dict[str, Any]] = {
+    PLAIN: dict(type="ResNet"),
+    "reference": dict(type="SAResNet", implementation="reference"),
+    "fused": dict(type="SAResNet", implementation="auto"),
+    "se": dict(type="AttentionResNet", attention=dict(type="SqueezeExcitation")),
+    "plain-compile": dict(type="ResNet"),
+    "reference-compile": dict(type="SAResNet", implementation="reference"),
+}
+_DETECTOR = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
+_STAGES = ((256, 4), (512, 8), (1024, 16), (2048, 32))  # channels and stride of ResNet-50's stages
+
+Step = Callable[[], Any]
+
+
+def benchmark(
+    level: str,
+    shape: tuple[int, int],
+    batch: int,
+    arms: list[str],
+    repeats: int,
+    device: str = "cpu",
+    dtype: str = "float32",
+    memory: bool = True,
+) -> dict[str, Any]:
+    """Measure forward and training step of all arms.
+
+    Args:
+        level: 'operator' (the tails of the four stages' blocks), 'backbone' (ResNet-50, frozen_stages=1,
+            norm_eval=True) or 'detector' (RetinaNet on it).
+        shape: Height and width of the image in pixels.
+        batch: Images.
+        arms: Of :data:`ARMS`; 'plain' is always measured.
+        repeats: Turns of every arm, after one that is not counted.
+        device: A device of PyTorch.
+        dtype: 'float32', or 'float16' or 'bfloat16' for mixed precision.
+        memory: Whether to measure peak memory too; on a CPU each arm then runs once more, in a process of its own.
+
+    Returns:
+        For each arm, 'inference' and 'training': minimum and median in milliseconds, quartiles, and the ratios of
+        minimum and median to the plain arm's; and 'memory', the peak of a training step in MiB above rest, with its
+        ratio.
+
+    Raises:
+        ValueError: An unknown level, arm or dtype, or a number below 1.
+    """
+    _check(level, arms, repeats, batch, dtype)
+    arms = [PLAIN, *(arm for arm in arms if arm != PLAIN)]
+    results: dict[str, Any] = {arm: {} for arm in arms}
+    for mode in ("inference", "training"):
+        steps = {arm: _step(level, arm, mode, shape, batch, device, dtype) for arm in arms}
+        times: dict[str, list[float]] = {arm: [] for arm in arms}
+        for turn in range(repeats + 1):
+            for arm, step in steps.items():
+                elapsed = _timed(step, device)
+                if turn:
+                    times[arm].append(elapsed)
+        del steps
+        gc.collect()
+        for arm in arms:
+            plain, own = times[PLAIN], times[arm]
+            low, _, high = statistics.quantiles(own, n=4) if len(own) > 1 else own * 3
+            results[arm][mode] = dict(
+                min_ms=min(own),
+                median_ms=statistics.median(own),
+                quartiles_ms=[low, high],
+                ratio_min=min(own) / min(plain),
+                ratio_median=statistics.median(own) / statistics.median(plain),
+            )
+    if memory:
+        peaks = {arm: _peak_memory(level, arm, shape, batch, device, dtype) for arm in arms}
+        for arm, peak in peaks.items():
+            results[arm]["memory"] = dict(peak_mib=peak / 2**20, ratio=peak / peaks[PLAIN])
+    return results
+
+
+def _check(level: str, arms: list[str], repeats: int, batch: int, dtype: str) -> None:
+    for name, value, choices in (("level", level, LEVELS), ("dtype", dtype, ("float32", "float16", "bfloat16"))):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown:
+        raise ValueError(f"unknown arms {', '.join(unknown)}: choose from {', '.join(ARMS)}")
+    if repeats < 1 or batch < 1:
+        raise ValueError(f"repeats={repeats} and batch={batch} must be 1 or more")
+
+
+def _step(level: str, arm: str, mode: str, shape: tuple[int, int], batch: int, device: str, dtype: str) -> Step:
+    """What is measured: a forward, or a forward and a backward."""
+    torch.manual_seed(0)
+    autocast: Callable[[], Any] = nullcontext
+    if dtype != "float32":
+
+        def autocast() -> Any:
+            return torch.autocast(torch.device(device).type, dtype=getattr(torch, dtype))
+
+    if level == "operator":
+        return _operator_step(arm, mode, shape, batch, device, getattr(torch, dtype))
+    backbone = dict(ARMS[arm], depth=50, frozen_stages=1, norm_eval=True)
+    if level == "backbone":
+        model = MODELS.build(backbone)
+    else:
+        cfg = Config.fromfile(Config._get_cfg_path(_DETECTOR, "")[0]).model
+        model = MODELS.build({**cfg, "backbone": {**backbone, "out_indices": (0, 1, 2, 3)}})
+    model.to(device)
+    model.train(mode == "training")
+    function = torch.compile(model) if arm.endswith("-compile") else model
+    image = torch.randn(batch, 3, *shape, device=device)
+
+    def forward() -> list[Tensor]:
+        with autocast():
+            return _tensors(function(image))
+
+    def inference() -> None:
+        with torch.no_grad():
+            forward()
+
+    def training() -> None:
+        model.zero_grad()
+        sum(out.float().mean() for out in forward()).backward()  # type: ignore[union-attr]
+
+    return inference if mode == "inference" else training
+
+
+def _operator_step(arm: str, mode: str, shape: tuple[int, int], batch: int, device: str, dtype: torch.dtype) -> Step:
+    """The tails of one block of each stage: batch norm in evaluation mode, attention, addition, ReLU."""
+    tails = []
+    for channels, stride in _STAGES:
+        size = (batch, channels, max(1, shape[0] // stride), max(1, shape[1] // stride))
+        x, identity, gradient = (torch.randn(size, device=device, dtype=dtype) for _ in range(3))
+        norm = nn.BatchNorm2d(channels).eval().to(device)
+        attention: Any = SqueezeExcitation(channels).to(device)
+        attention.sa_parameters = [torch.randn(channels // 128, device=device).requires_grad_() for _ in range(6)]
+        tails.append((x.requires_grad_(), identity.requires_grad_(), gradient, norm, attention))
+
+    residual: Any = shuffle_attention_residual
+
+    def tail(x: Tensor, identity: Tensor, norm: Any, attention: Any) -> Tensor:
+        if arm.startswith(PLAIN) or arm == "se":
+            y = norm(x.float()).to(x.dtype)
+            return (y if arm != "se" else attention(y)).add_(identity).relu_()
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        implementation = "reference" if arm.startswith("reference") else "auto"
+        return residual(x, identity, scale, shift, *attention.sa_parameters, 64, implementation=implementation)
+
+    function = torch.compile(tail) if arm.endswith("-compile") else tail
+
+    def inference() -> None:
+        with torch.no_grad():
+            for x, identity, _, norm, attention in tails:
+                function(x, identity, norm, attention)
+
+    def training() -> None:
+        for x, identity, gradient, norm, attention in tails:
+            out = function(x, identity, norm, attention)
+            torch.autograd.grad(out, [x, identity, *norm.parameters()], gradient)
+
+    return inference if mode == "inference" else training
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for inner in value for tensor in _tensors(inner)] if isinstance(value, list | tuple) else []
+
+
+def _timed(step: Step, device: str) -> float:
+    """Milliseconds."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    step()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def _peak_memory(level: str, arm: str, shape: tuple[int, int], batch: int, device: str, dtype: str) -> float:
+    """Bytes of a training step above rest."""
+    if device.startswith("cuda"):
+        step = _step(level, arm, "training", shape, batch, device, dtype)
+        step()
+        torch.cuda.synchronize(device)
+        rest = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - rest
+    # A process of its own: what another arm has freed would hide what this one takes.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_resident_memory, (level, arm, shape, batch, dtype))
+
+
+def _resident_memory(level: str, arm: str, shape: tuple[int, int], batch: int, dtype: str) -> float:
+    import sa_mmdet  # noqa: F401  (registers, in the new process)
+
+    step = _step(level, arm, "training", shape, batch, "cpu", dtype)
+    rest = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    step()
+    return _status("VmHWM") - rest
+
+
+def _status(name: str) -> int:
+    """Bytes, from Linux's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{name}:")]
+    return 1024 * int(line.split()[1])
