@@ -133,8 +133,9 @@ def install_mmcv() -> None:
 def install_rest() -> None:
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
     names = [line for line in lines if line and not line.startswith("#")]
-    # An environment with the maintained fork has these under other names.
-    names = [name for name in names if name not in ("mmengine", "mmdet") or works(f"import {name}")]
+    # An environment with the maintained fork has the first two under other names, PyTorch for CUDA its own Triton.
+    kept = {name for name in ("mmengine", "mmdet", "triton") if works(f"import {name}") is None}
+    names = [name for name in names if name.split(";")[0] not in kept]
     say("MMDetection and the development tools")
     pip_install("-c", str(CONSTRAINTS), *names)
     if works("import mim"):

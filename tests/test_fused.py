@@ -244,10 +244,8 @@ def test_hooks_on_the_attention_are_still_called() -> None:
 
 
 def test_a_fusion_that_is_forced_and_impossible_is_refused() -> None:
-    model = MODELS.build(
-        dict(type="SAResNet", depth=50, implementation="fused", norm_cfg=dict(type="GN", num_groups=8))
-    )
-    with pytest.raises(ValueError, match=r"last norm is GroupNorm.*use 'auto'"):
+    model = MODELS.build(dict(type="SAResNet", depth=50, groups=1, implementation="fused"))
+    with pytest.raises(ValueError, match="groups=1 is odd"):
         model(torch.randn(1, 3, 64, 64))
     with pytest.raises(ValueError, match="implementation='quick' is unknown"):
         MODELS.build(dict(type="SAResNet", depth=50, implementation="quick"))

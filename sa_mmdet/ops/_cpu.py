@@ -19,30 +19,42 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Elements of a block: what a forward or backward holds of one fits a core's cache several times over.
-BLOCK = 1 << 16
+# Elements of a block: enough that calling PyTorch's operators costs little beside their work, few enough for a cache.
+BLOCK = 1 << 19
 
 
-class _Branch(NamedTuple):
-    """One branch of a block of groups of one image, B groups of K channels."""
+class _Block(NamedTuple):
+    """One branch of some groups of some images, of both halves of the channels: I x 2 x B x K (x L)."""
 
     spatial: bool
-    rows: tuple  # of an N x G x 2 x K (x L) view of the input: B x K (x L)
-    moved: tuple  # of an N x G/2 x 2 x K x 2 x L view of the output: the same channels at their destinations
+    rows: tuple  # indices into an N x 2 x G/2 x 2 x K (x L) view
+    halves: tuple  # indices into an N x 2 x G/2 x K view: of what the spatial branch alone has
+    channels: tuple  # indices into a 2 x G/2 x 2 x K view
 
 
-def _branches(n: int, groups: int, k: int, positions: int) -> Iterator[_Branch]:
-    half, step = groups // 2, max(1, BLOCK // (k * positions))
-    for image in range(n):
-        for part in range(2):
-            for begin in range(0, half, step):
-                end = min(begin + step, half)
-                for branch in range(2):
-                    yield _Branch(
-                        branch == 1,
-                        (image, slice(part * half + begin, part * half + end), branch),
-                        (image, slice(begin, end), branch, slice(None), part),
-                    )
+def _blocks(n: int, groups: int, k: int, positions: int) -> Iterator[_Block]:
+    half = groups // 2
+    images = max(1, BLOCK // (groups * k * positions))
+    step = half if images > 1 else max(1, BLOCK // (2 * k * positions))
+    for first in range(0, n, images):
+        some = slice(first, first + images)
+        for begin in range(0, half, step):
+            part = slice(begin, begin + step)
+            for branch in range(2):
+                rows = (some, slice(None), part, branch)
+                yield _Block(branch == 1, rows, rows[:3], rows[1:])
+
+
+def _in_place(tensor: Tensor, groups: int) -> Tensor:
+    """N x C x H x W as N x 2 x G/2 x 2 x K x L: half, group, branch, channel, position."""
+    n, c, h, w = tensor.shape
+    return tensor.view(n, 2, groups // 2, 2, c // (2 * groups), h * w)
+
+
+def _at_destination(tensor: Tensor, groups: int) -> Tensor:
+    """The same axes, with each channel where the shuffle puts it: channel c of the one is dest(c) of the other."""
+    n, c, h, w = tensor.shape
+    return tensor.view(n, groups // 2, 2, c // (2 * groups), 2, h * w).permute(0, 4, 1, 2, 3, 5)
 
 
 class _Parameters:
@@ -50,16 +62,13 @@ class _Parameters:
 
     def __init__(self, parameters: Tensor, scale: Tensor | None, shift: Tensor | None, x: Tensor, groups: int):
         wide = torch.promote_types(x.dtype, torch.float32)
-        self.cweight, self.cbias, self.sweight, self.sbias, self.gamma, self.beta = parameters.to(wide)
+        self.cweight, self.cbias, self.sweight, sbias, self.gamma, self.beta = parameters.to(wide)
+        self.slope, self.offset = self.sweight * self.gamma, self.sweight * self.beta + sbias
         channels = x.shape[1]
-        shape = (groups, 2, channels // (2 * groups))
+        shape = (2, groups // 2, 2, channels // (2 * groups))
         one, zero = parameters.new_ones((), dtype=wide), parameters.new_zeros((), dtype=wide)
         self.scale = (one if scale is None else scale.to(wide)).expand(channels).reshape(shape)
         self.shift = (zero if shift is None else shift.to(wide)).expand(channels).reshape(shape)
-
-    def of(self, branch: _Branch) -> tuple[Tensor, Tensor]:
-        """Scale and shift of a branch's channels, B x K."""
-        return self.scale[branch.rows[1:]], self.shift[branch.rows[1:]]
 
 
 def _columns(x: Tensor) -> Tensor:
@@ -82,39 +91,36 @@ def forward(
     wide = p.cweight.dtype
     x = x.contiguous()
     out = torch.empty_like(x)
-    rows, moved = x.view(n, groups, 2, k, positions), out.view(n, groups // 2, 2, k, 2, positions)
-    added = None if identity is None else identity.contiguous().view_as(moved)
-    mean = x.new_empty((n, groups, 2, k), dtype=wide)
-    variance = x.new_empty((n, groups, k), dtype=wide)
-    for branch in _branches(n, groups, k, positions):
-        s, t = p.of(branch)
+    rows, moved = _in_place(x, groups), _at_destination(out, groups)
+    added = None if identity is None else _at_destination(identity.contiguous(), groups)
+    mean = x.new_empty(rows.shape[:-1], dtype=wide)
+    variance = x.new_empty((n, 2, groups // 2, k), dtype=wide)
+    for branch in _blocks(n, groups, k, positions):
+        s, t = p.scale[branch.channels], p.shift[branch.channels]
         block = rows[branch.rows].to(wide)
-        target = moved[branch.moved]
+        target = moved[branch.rows]
         into = target if target.dtype == wide else torch.empty_like(block)
         m = mean[branch.rows]
         torch.mean(block, -1, out=m)
         if branch.spatial:
             deviation = block - _columns(m)
             v = torch.linalg.vector_norm(deviation, dim=-1).square_().div_(positions)
-            variance[branch.rows[:2]] = v
-            slope = p.sweight * p.gamma * (s.square() * v + eps).rsqrt() * s
-            gate = torch.addcmul(_columns(p.sweight * p.beta + p.sbias), deviation, _columns(slope)).sigmoid_()
+            variance[branch.halves] = v
+            slope = p.slope * (s.square() * v + eps).rsqrt() * s
+            # Not addcmul, which is several times slower where it broadcasts.
+            gate = (deviation * _columns(slope)).add_(_columns(p.offset)).sigmoid_()
             y = deviation.mul_(_columns(s)).add_(_columns(s * m + t))
             if added is None:
                 torch.mul(y, gate, out=into)
             else:
-                torch.addcmul(added[branch.moved].to(wide), y, gate, out=into).relu_()
+                torch.addcmul(added[branch.rows].to(wide), y, gate, out=into).relu_()
         else:
             channel_gate = (p.cweight * (s * m + t) + p.cbias).sigmoid_()
-            factor, offset = _columns(s * channel_gate), _columns(t * channel_gate)
-            if added is None:
-                torch.mul(block, factor, out=into)
-            else:
-                torch.addcmul(added[branch.moved].to(wide), block, factor, out=into)
+            torch.mul(block, _columns(s * channel_gate), out=into)
             if shift is not None:
-                into.add_(offset)
+                into.add_(_columns(t * channel_gate))
             if added is not None:
-                into.relu_()
+                into.add_(added[branch.rows]).relu_()
         if into is not target:
             target.copy_(into)
     return out, mean.view(n, channels), variance.view(n, channels // 2)
@@ -140,33 +146,31 @@ def backward(
     x, gradient = x.contiguous(), gradient.contiguous()
     grad_x = torch.empty_like(x)
     grad_identity = x.new_empty(0) if out is None else torch.empty_like(x)
-    moved_shape = (n, groups // 2, 2, k, 2, positions)
-    rows, grad_rows = (tensor.view(n, groups, 2, k, positions) for tensor in (x, grad_x))
-    given = gradient.view(moved_shape)
-    means, variances = mean.view(n, groups, 2, k), variance.view(n, groups, k)
+    rows, grad_rows = _in_place(x, groups), _in_place(grad_x, groups)
+    given = _at_destination(gradient, groups)
+    means, variances = mean.view(rows.shape[:-1]), variance.view(n, 2, groups // 2, k)
     # Sums over the positions: of dL/dy and of dL/dy * x, and what the parameters' gradients are made of.
-    sums, weighted, logits = (x.new_empty((n, groups, 2, k), dtype=wide) for _ in range(3))
-    normalised = x.new_empty((n, groups, k), dtype=wide)
-    for branch in _branches(n, groups, k, positions):
-        s, t = p.of(branch)
+    sums, weighted, logits = (torch.empty_like(means) for _ in range(3))
+    normalised = torch.empty_like(variances)
+    for branch in _blocks(n, groups, k, positions):
+        s, t = p.scale[branch.channels], p.shift[branch.channels]
         m = means[branch.rows]
         block = rows[branch.rows].to(wide)
         if out is None:
-            g = given[branch.moved].to(wide)
+            g = given[branch.rows].to(wide)
         else:
-            through = grad_identity.view(moved_shape)[branch.moved]
-            torch.ops.aten.threshold_backward.grad_input(
-                given[branch.moved], out.view(moved_shape)[branch.moved], 0, grad_input=through
-            )
+            through = _at_destination(grad_identity, groups)[branch.rows]
+            passed = _at_destination(out, groups)[branch.rows]
+            torch.ops.aten.threshold_backward.grad_input(given[branch.rows], passed, 0, grad_input=through)
             g = through.to(wide)
         target = grad_rows[branch.rows]
         into = target if target.dtype == wide else torch.empty_like(block)
         if branch.spatial:
-            v = variances[branch.rows[:2]]
+            v = variances[branch.halves]
             r = (s.square() * v + eps).rsqrt()
-            a = p.sweight * p.gamma * r
+            a = p.slope * r
             deviation = block - _columns(m)
-            gate = torch.addcmul(_columns(p.sweight * p.beta + p.sbias), deviation, _columns(a * s)).sigmoid_()
+            gate = (deviation * _columns(a * s)).add_(_columns(p.offset)).sigmoid_()
             gated = g * gate
             q = (deviation * _columns(s)).add_(_columns(s * m + t)).mul_(gated)
             q.addcmul_(q, gate, value=-1)
@@ -176,10 +180,9 @@ def backward(
             torch.mul(q, deviation, out=gate)
             along = gate.sum(-1)
             c0 = a * r.square() * s * along / positions
-            torch.mul(q, _columns(a * s), out=into)
-            into.addcmul_(gated, _columns(s)).addcmul_(deviation, _columns(s.square() * c0), value=-1)
-            into.sub_(_columns(a * s * logit / positions))
-            normalised[branch.rows[:2]] = r * s * along
+            torch.add(gated.mul_(_columns(s)), q.mul_(_columns(a * s)), out=into)
+            into.sub_(deviation.mul_(_columns(s.square() * c0))).sub_(_columns(a * s * logit / positions))
+            normalised[branch.halves] = r * s * along
             sums[branch.rows] = total
             weighted[branch.rows] = moment + m * total + a * along - c0 * s * positions * v
         else:
@@ -193,16 +196,16 @@ def backward(
         logits[branch.rows] = logit
         if into is not target:
             target.copy_(into)
-    channel, spatial = logits.unbind(2)
-    y_mean = (p.scale * means + p.shift)[:, :, 0]
+    channel, spatial = logits.unbind(3)
+    y_mean = (p.scale * means + p.shift)[:, :, :, 0]
     grad_parameters = torch.stack(
         [
-            (channel * y_mean).sum((0, 1)),
-            channel.sum((0, 1)),
-            (p.gamma * normalised + p.beta * spatial).sum((0, 1)),
-            spatial.sum((0, 1)),
-            (p.sweight * normalised).sum((0, 1)),
-            (p.sweight * spatial).sum((0, 1)),
+            (channel * y_mean).sum((0, 1, 2)),
+            channel.sum((0, 1, 2)),
+            (p.gamma * normalised + p.beta * spatial).sum((0, 1, 2)),
+            spatial.sum((0, 1, 2)),
+            (p.sweight * normalised).sum((0, 1, 2)),
+            (p.sweight * spatial).sum((0, 1, 2)),
         ]
     )
     return (
