@@ -1,6 +1,9 @@
 """Data for the tests: made here, or real where an environment variable names it."""
 
 import os
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from sa_mmdet.datasets import make_shapes
 
+Tool = Callable[..., tuple[int, str, str]]
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -40,3 +44,21 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "shapes"
     make_shapes(root, dict(train=16, val=4))
     return root
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
+    """Runs a tool in this process, which saves it the imports: path below tools/, arguments; exit status and output."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        status: object = 0
+        try:
+            runpy.run_path(str(REPOSITORY / "tools" / name), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        return int(str(status or 0)), captured.out, captured.err
+
+    return run

@@ -1,18 +1,16 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
+from conftest import Tool
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from test_configs import COCO, CONFIGS, make_tables, stem
 
 from sa_mmdet.analysis import analyze
 
-TOOL = REPOSITORY / "tools" / "analysis_tools" / "get_complexity.py"
+TOOL = "analysis_tools/get_complexity.py"
 ATTENTION: dict[str, Any] = {
     "ResNet": None,
     "SENet": dict(type="SqueezeExcitation"),
@@ -80,23 +78,19 @@ def test_parts_add_up_and_attention_stands_apart() -> None:
     assert analyze(cfg, (224, 448)).backbone == 2 * attentive.backbone
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True)
-
-
-def test_the_tool_prints_tables_csv_and_json(tmp_path: Path) -> None:
+def test_the_tool_prints_tables_csv_and_json(tool: Tool, tmp_path: Path) -> None:
     backbone = tmp_path / "backbone.py"
     backbone.write_text('custom_imports = dict(imports=["sa_mmdet"])\nmodel = dict(type="SAResNet", depth=50)\n')
     paths = [CONFIGS / "retinanet" / "retinanet_sa-r50_fpn_1x_coco.py", backbone]
-    rows = json.loads(run(*paths, "--format", "json", "--convention", "paper").stdout)
+    rows = json.loads(tool(TOOL, *paths, "--format", "json", "--convention", "paper")[1])
     assert [round(rows[0]["trainable_m"], 2), round(rows[1]["params_m"], 3)] == [37.74, 25.558]
-    lines = run(*paths, "--format", "csv", "--shape", 224).stdout.splitlines()
+    lines = tool(TOOL, *paths, "--format", "csv", "--shape", 224)[1].splitlines()
     assert lines[0].startswith("config,params_m,trainable_m,attention_m")
     assert [line.split(",")[0] for line in lines[1:]] == ["retinanet_sa-r50_fpn_1x_coco", "backbone"]
-    assert "0.0007" in run(backbone).stdout
+    assert "0.0007" in tool(TOOL, backbone)[1]
 
 
-def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
+def test_bad_input_is_one_sentence(tool: Tool, tmp_path: Path) -> None:
     empty = tmp_path / "empty.py"
     empty.write_text("")
     good = CONFIGS / "retinanet" / "retinanet_sa-r50_fpn_1x_coco.py"
@@ -106,9 +100,9 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
         ([good, "--shape", 8, 8], "shape 8 x 8 is smaller than a stride"),
         ([good, "--shape", 8, 8, 8], "--shape takes one or two numbers, got 3"),
     ):
-        result = run(*arguments)
-        assert result.returncode == 2
-        assert message in result.stderr.splitlines()[-1]
+        status, _, error = tool(TOOL, *arguments)
+        assert status == 2
+        assert message in error.splitlines()[-1]
     with pytest.raises(ValueError, match="convention='flops' is unknown"):
         analyze(dict(type="ResNet", depth=18), convention="flops")
 

@@ -99,18 +99,14 @@ def test_the_checkout_itself_is_seen_by_openmim(tmp_path: Path) -> None:
     assert Path(result.stdout.strip(), ".mim", "model-index.yml").exists()
 
 
-@pytest.mark.parametrize("launcher_argument", ["--local_rank=0", "--local-rank=0"])
-def test_the_tools_take_what_launchers_pass(launcher_argument: str, tmp_path: Path) -> None:
-    for name in ("train.py", "test.py"):
-        positional = ["absent.py", "absent.pth"] if name == "test.py" else ["absent.py"]
-        command = [
-            sys.executable,
-            str(REPOSITORY / "tools" / name),
-            *positional,
-            "--launcher",
-            "none",
-            launcher_argument,
-        ]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert "absent.py" in result.stderr.splitlines()[-1]
-        assert "unrecognized" not in result.stderr
+@pytest.mark.parametrize(
+    ("name", "positional", "launcher_argument"),
+    [("train.py", ["absent.py"], "--local_rank=0"), ("test.py", ["absent.py", "absent.pth"], "--local-rank=0")],
+)
+def test_the_tools_take_what_launchers_pass(
+    name: str, positional: list[str], launcher_argument: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(REPOSITORY / "tools" / name), *positional, "--launcher", "none", launcher_argument]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "absent.py" in result.stderr.splitlines()[-1]
+    assert "unrecognized" not in result.stderr

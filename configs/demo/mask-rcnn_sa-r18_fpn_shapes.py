@@ -52,37 +52,8 @@ test_pipeline = [
         meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
     ),
 ]
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=True),
-    dataset=dict(
-        type="CocoDataset",
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file="annotations/instances_train.json",
-        data_prefix=dict(img="images/"),
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    drop_last=False,
-    dataset=dict(
-        type="CocoDataset",
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file="annotations/instances_val.json",
-        data_prefix=dict(img="images/"),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
+train_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoMetric", metric=["bbox", "segm"], ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator

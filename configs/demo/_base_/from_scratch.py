@@ -19,3 +19,19 @@ default_hooks = dict(
     checkpoint=dict(interval=1, max_keep_ckpts=2, save_best="coco/bbox_mAP", rule="greater"),
 )
 randomness = dict(seed=0)
+
+# Data sets in COCO's format: a config adds data_root, metainfo and pipelines.
+loader = dict(batch_size=8, num_workers=1, persistent_workers=True)
+dataset = dict(type="CocoDataset", data_prefix=dict(img="images/"))
+train_dataloader = dict(
+    **loader,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(**dataset, ann_file="annotations/instances_train.json", filter_cfg=dict(filter_empty_gt=True)),
+)
+val_dataloader = dict(
+    **loader,
+    drop_last=False,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(**dataset, ann_file="annotations/instances_val.json", test_mode=True),
+)
+test_dataloader = val_dataloader

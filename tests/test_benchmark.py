@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Tool
+
+from sa_mmdet.analysis.benchmark import benchmark
+
+
+@pytest.mark.parametrize("level", ["operator", "backbone"])
+def test_every_arm_is_measured_beside_the_plain_one(level: str) -> None:
+    found = benchmark(level, (64, 64), 1, ["reference", "fused", "se"], repeats=2, memory=False)
+    assert list(found) == ["plain", "reference", "fused", "se"]
+    for figures in found.values():
+        assert 0 < figures["training"]["min_ms"] <= figures["training"]["median_ms"]
+        low, high = figures["training"]["quartiles_ms"]
+        assert low <= high
+    assert found["plain"]["inference"]["ratio_min"] == found["plain"]["inference"]["ratio_median"] == 1
+
+
+def test_the_memory_of_a_training_step_is_that_of_its_tensors() -> None:
+    peak = benchmark("operator", (256, 256), 1, [], repeats=1)["plain"]["memory"]["peak_mib"]
+    # The four tails' inputs have 15/8 of 4 MiB; a step holds some further tensors of their size, not a hundred.
+    assert 4 < peak < 400
+
+
+def test_the_tool_writes_json_and_a_plot(tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["operator", "--shape", 64, 64, "--shape", 64, 96, "--repeats", 2, "--arms", "fused"]
+    arguments += ["--device", "cpu", "--no-memory", "--json", "out.json", "--png", "out.png"]
+    status, printed, _ = tool("analysis_tools/benchmark.py", *arguments)
+    assert status == 0
+    assert "64 x 96, batch 1: ratio to plain" in printed
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [run["shape"] for run in written["runs"]] == [[64, 64], [64, 96]]
+    assert written["runs"][0]["results"]["fused"]["training"]["ratio_min"] > 0
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(level="layer"), "level='layer' is unknown: choose one of operator, backbone, detector"),
+        (dict(arms=["quick"]), "unknown arms quick: choose from plain, reference"),
+        (dict(dtype="int8"), "dtype='int8' is unknown"),
+        (dict(repeats=0), "repeats=0 and batch=1 must be 1 or more"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        benchmark(**{"level": "operator", "shape": (64, 64), "batch": 1, "arms": [], "repeats": 1, **options})
