@@ -7,7 +7,7 @@ from conftest import Tool
 from sa_mmdet.analysis.benchmark import benchmark
 
 
-@pytest.mark.parametrize("level", ["operator", "backbone"])
+@pytest.mark.parametrize("level", ["operator", "backbone", "detector"])
 def test_every_arm_is_measured_beside_the_plain_one(level: str) -> None:
     found = benchmark(level, (64, 64), 1, ["reference", "fused", "se"], repeats=2, memory=False)
     assert list(found) == ["plain", "reference", "fused", "se"]

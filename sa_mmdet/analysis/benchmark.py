@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from sa_mmdet.attention import SqueezeExcitation
@@ -122,7 +123,8 @@ def _step(level: str, arm: str, mode: str, shape: tuple[int, int], batch: int, d
         model = MODELS.build(backbone)
     else:
         cfg = Config.fromfile(Config._get_cfg_path(_DETECTOR, "")[0]).model
-        model = MODELS.build({**cfg, "backbone": {**backbone, "out_indices": (0, 1, 2, 3)}})
+        with DefaultScope.overwrite_default_scope("mmdet"):  # in which the config names its layers
+            model = MODELS.build({**cfg, "backbone": backbone})
     model.to(device)
     model.train(mode == "training")
     function = torch.compile(model) if arm.endswith("-compile") else model
