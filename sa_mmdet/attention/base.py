@@ -41,3 +41,13 @@ def choose(option: str, value: str, choices: Mapping[str, T]) -> T:
     if value not in choices:
         raise ValueError(f"{option}={value!r} is unknown: choose one of {', '.join(map(repr, choices))}")
     return choices[value]
+
+
+def check_divides(option: str, value: int, channels: int) -> None:
+    """Refuse a value that does not divide the channels, and name those that do."""
+    if value < 1 or channels % value:
+        fitting = [candidate for candidate in range(1, channels + 1) if channels % candidate == 0]
+        raise ValueError(
+            f"{option}={value} does not fit {channels} channels: it must divide them; "
+            f"values that fit: {', '.join(map(str, fitting))}"
+        )

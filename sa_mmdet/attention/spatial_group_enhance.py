@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Attention, at_least_float32
+from .base import Attention, at_least_float32, check_divides
 
 _EPS = 1e-5  # added to the standard deviation, not to the variance
 
@@ -31,12 +31,7 @@ class SpatialGroupEnhance(Attention):
 
     def __init__(self, in_channels: int, groups: int = 64):
         super().__init__()
-        if groups < 1 or in_channels % groups:
-            fitting = [g for g in range(1, in_channels + 1) if in_channels % g == 0]
-            raise ValueError(
-                f"groups={groups} does not fit {in_channels} channels: it must divide them; "
-                f"values that fit: {', '.join(map(str, fitting))}"
-            )
+        check_divides("groups", groups, in_channels)
         self.in_channels, self.groups = in_channels, groups
         self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))
         self.bias = nn.Parameter(torch.ones(1, groups, 1, 1))

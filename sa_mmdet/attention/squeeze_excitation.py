@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Attention, at_least_float32, choose
+from .base import Attention, at_least_float32, check_divides, choose
 
 _GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
@@ -78,12 +78,7 @@ class SqueezeExcitation(Attention):
 
 def hidden_channels(in_channels: int, ratio: int) -> int:
     """C / ratio, or an error that names the ratios that divide C."""
-    if ratio < 1 or in_channels % ratio:
-        fitting = [r for r in range(1, in_channels + 1) if in_channels % r == 0]
-        raise ValueError(
-            f"ratio={ratio} does not fit {in_channels} channels: it must divide them; "
-            f"values that fit: {', '.join(map(str, fitting))}"
-        )
+    check_divides("ratio", ratio, in_channels)
     return in_channels // ratio
 
 
