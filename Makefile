@@ -30,12 +30,10 @@ demo: install
 	$(BIN)/python tools/test.py $(DEMO_CONFIG) $$(cat $(DEMO_DIR)/run/last_checkpoint) --work-dir $(DEMO_DIR)/test --show-dir pictures
 	@echo "Pictures, ground truth beside prediction: $(DEMO_DIR)/test/*/pictures"
 
-# What only a machine with a GPU can tell: the kernels' results, and their time and memory beside the plain network's.
+# What only a machine with a GPU can tell: the kernels' results, and their time and memory against the project's targets.
 check-gpu: install
 	$(BIN)/python -m pytest tests/test_triton.py tests/test_fused.py
-	$(BIN)/python tools/analysis_tools/benchmark.py operator --device cuda --shape 800 1333 --batch 2 8
-	$(BIN)/python tools/analysis_tools/benchmark.py backbone --device cuda --shape 800 1333 --batch 2 8
-	$(BIN)/python tools/analysis_tools/benchmark.py backbone --device cuda --shape 800 1333 --batch 2 8 --dtype float16
+	$(BIN)/python tools/misc/check_targets.py --device cuda
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache work_dirs

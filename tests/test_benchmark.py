@@ -2,20 +2,39 @@ import json
 from pathlib import Path
 
 import pytest
+import reference
+import torch
 from conftest import Tool
+from torch import nn
 
-from sa_mmdet.analysis.benchmark import benchmark
+from sa_mmdet.analysis.benchmark import PublishedShuffleAttention, benchmark
 
 
 @pytest.mark.parametrize("level", ["operator", "backbone", "detector"])
 def test_every_arm_is_measured_beside_the_plain_one(level: str) -> None:
-    found = benchmark(level, (64, 64), 1, ["reference", "fused", "se"], repeats=2, memory=False)
-    assert list(found) == ["plain", "reference", "fused", "se"]
+    found = benchmark(level, (64, 64), 1, ["published", "reference", "fused", "se"], repeats=2, memory=False)
+    assert list(found) == ["plain", "published", "reference", "fused", "se"]
     for figures in found.values():
         assert 0 < figures["training"]["min_ms"] <= figures["training"]["median_ms"]
         low, high = figures["training"]["quartiles_ms"]
         assert low <= high
-    assert found["plain"]["inference"]["ratio_min"] == found["plain"]["inference"]["ratio_median"] == 1
+        assert figures["training"]["ratio_paired"] > 0
+        assert (level == "operator") == ("backward" in figures)
+        if level == "operator":
+            assert figures["backward"]["share_of_copy"] > 0
+    assert found["plain"]["inference"]["ratio_min"] == found["plain"]["inference"]["ratio_paired"] == 1
+
+
+def test_the_published_arm_is_shuffle_attention() -> None:
+    torch.manual_seed(0)
+    published = PublishedShuffleAttention(32, groups=4).double()
+    for parameter in published.parameters():
+        nn.init.normal_(parameter)
+    (cweight, sweight), (cbias, sbias), norm = published.weights, published.biases, published.norm
+    parameters = dict(cweight=cweight, cbias=cbias, sweight=sweight, sbias=sbias)
+    x = torch.randn(2, 32, 5, 6).double()
+    expected = reference.shuffle_attention(x, parameters | {"gn.weight": norm.weight, "gn.bias": norm.bias}, 4)
+    torch.testing.assert_close(published(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_memory_of_a_training_step_is_that_of_its_tensors() -> None:
@@ -37,11 +56,19 @@ def test_the_tool_writes_json_and_a_plot(tool: Tool, tmp_path: Path, monkeypatch
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_target_is_judged(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sa_mmdet.analysis.benchmark._peak_memory", lambda *arguments: 1.0)
+    status, printed, _ = tool("misc/check_targets.py", "--device", "cpu", "--shape", 64, 64, "--repeats", 1)
+    verdicts = [line.split()[0] for line in printed.splitlines() if "target <=" in line]
+    assert len(verdicts) == 3
+    assert status == ("MISSED" in verdicts)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(level="layer"), "level='layer' is unknown: choose one of operator, backbone, detector"),
-        (dict(arms=["quick"]), "unknown arms quick: choose from plain, reference"),
+        (dict(arms=["quick"]), "unknown arms quick: choose from plain, published"),
         (dict(dtype="int8"), "dtype='int8' is unknown"),
         (dict(repeats=0), "repeats=0 and batch=1 must be 1 or more"),
     ],

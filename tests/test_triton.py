@@ -99,3 +99,20 @@ def test_results_repeat() -> None:
         out, mean, variance = _triton.forward(x, identity, None, None, parameters, 2, 1e-5)
         runs.append((out, *_triton.backward(gradient, x, out, mean, variance, None, None, parameters, 2, 1e-5)))
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_offsets_past_two_to_the_31st() -> None:
+    """The second image alone is short enough for 32 bits; both together are not."""
+    _triton = kernels()
+    x = torch.randn(2, 256, 2050, 2050, device="cuda", dtype=torch.float16)
+    assert x.numel() > 2**31
+    parameters = torch.randn(6, 2, device="cuda")
+    whole = _triton.forward(x, x, None, None, parameters, 64, 1e-5)
+    alone = _triton.forward(x[1:], x[1:], None, None, parameters, 64, 1e-5)
+    for one, other in zip(whole, alone, strict=True):
+        assert torch.equal(one[1:], other)
+    gradients = _triton.backward(x, x, whole[0], *whole[1:], None, None, parameters, 64, 1e-5)
+    expected = _triton.backward(x[1:], x[1:], *alone, None, None, parameters, 64, 1e-5)
+    assert torch.equal(gradients[0][1:], expected[0])
+    assert torch.equal(gradients[1][1:], expected[1])

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
@@ -20,19 +22,49 @@ from sa_mmdet.ops import shuffle_attention_residual
 
 LEVELS = ("operator", "backbone", "detector")
 PLAIN = "plain"
+_COPY = "copy"
 # Arms, and the backbone that each stands for.
 ARMS: dict[str, dict[str, Any]] = {
     PLAIN: dict(type="ResNet"),
+    "published": dict(type="AttentionResNet", attention=dict(type="PublishedShuffleAttention")),
     "reference": dict(type="SAResNet", implementation="reference"),
     "fused": dict(type="SAResNet", implementation="auto"),
     "se": dict(type="AttentionResNet", attention=dict(type="SqueezeExcitation")),
     "plain-compile": dict(type="ResNet"),
     "reference-compile": dict(type="SAResNet", implementation="reference"),
+    "fused-compile": dict(type="SAResNet", implementation="auto"),
 }
 _DETECTOR = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
+# Passes over a tensor of x's size that a tail cannot do without: the statistics, then x, identity and the output;
+# gradient, output and x for the sums and the gradient of the identity, then that, x and the gradient of x.
+PASSES = dict(inference=4, backward=7)
 _STAGES = ((256, 4), (512, 8), (1024, 16), (2048, 32))  # channels and stride of ResNet-50's stages
 
 Step = Callable[[], Any]
+
+
+@ROOT_MODELS.register_module()
+class PublishedShuffleAttention(nn.Module):
+    """Shuffle attention as its paper writes it (equations 1-4): an operator a step, and a copy a rearrangement."""
+
+    _abbr_ = "published"
+
+    def __init__(self, in_channels: int, groups: int = 64):
+        super().__init__()
+        self.groups = groups
+        self.weights = nn.ParameterList(torch.ones(in_channels // (2 * groups), 1, 1) for _ in range(2))
+        self.biases = nn.ParameterList(torch.zeros(in_channels // (2 * groups), 1, 1) for _ in range(2))
+        self.norm = nn.GroupNorm(in_channels // (2 * groups), in_channels // (2 * groups))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W to the same."""
+        n, c, h, w = x.shape
+        channel, spatial = x.reshape(n * self.groups, c // self.groups, h, w).chunk(2, dim=1)
+        weights, biases = self.weights, self.biases
+        channel = channel * torch.sigmoid(weights[0] * F.adaptive_avg_pool2d(channel, 1) + biases[0])
+        spatial = spatial * torch.sigmoid(weights[1] * self.norm(spatial) + biases[1])
+        gated = torch.cat([channel, spatial], dim=1).reshape(n, 2, c // 2, h, w)
+        return gated.transpose(1, 2).reshape(n, c, h, w)
 
 
 def benchmark(
@@ -59,9 +91,10 @@ def benchmark(
         memory: Whether to measure peak memory too; on a CPU each arm then runs once more, in a process of its own.
 
     Returns:
-        For each arm, 'inference' and 'training': minimum and median in milliseconds, quartiles, and the ratios of
-        minimum and median to the plain arm's; and 'memory', the peak of a training step in MiB above rest, with its
-        ratio.
+        For each arm, 'inference' and 'training': minimum and median in milliseconds, quartiles, the ratios of minimum
+        and median to the plain arm's, and median and quartiles of the ratios turn by turn, which a machine's changes
+        of pace harm least; and 'memory', the peak of a training step in MiB above rest, with its ratio. For the
+        operator also 'backward', and in both its directions the share of a copy's bandwidth, of the fewest bytes.
 
     Raises:
         ValueError: An unknown level, arm or dtype, or a number below 1.
@@ -69,9 +102,12 @@ def benchmark(
     _check(level, arms, repeats, batch, dtype)
     arms = [PLAIN, *(arm for arm in arms if arm != PLAIN)]
     results: dict[str, Any] = {arm: {} for arm in arms}
-    for mode in ("inference", "training"):
+    modes = ("inference", "backward", "training") if level == "operator" else ("inference", "training")
+    for mode in modes:
         steps = {arm: _step(level, arm, mode, shape, batch, device, dtype) for arm in arms}
-        times: dict[str, list[float]] = {arm: [] for arm in arms}
+        if level == "operator":
+            steps[_COPY] = _copy_step(shape, batch, device, getattr(torch, dtype))
+        times: dict[str, list[float]] = {arm: [] for arm in steps}
         for turn in range(repeats + 1):
             for arm, step in steps.items():
                 elapsed = _timed(step, device)
@@ -80,20 +116,35 @@ def benchmark(
         del steps
         gc.collect()
         for arm in arms:
-            plain, own = times[PLAIN], times[arm]
-            low, _, high = statistics.quantiles(own, n=4) if len(own) > 1 else own * 3
-            results[arm][mode] = dict(
-                min_ms=min(own),
-                median_ms=statistics.median(own),
-                quartiles_ms=[low, high],
-                ratio_min=min(own) / min(plain),
-                ratio_median=statistics.median(own) / statistics.median(plain),
-            )
+            results[arm][mode] = _figures(times[arm], times[PLAIN])
+            if mode in PASSES and _COPY in times:
+                # A copy reads and writes: two passes.
+                results[arm][mode]["share_of_copy"] = PASSES[mode] / 2 * min(times[_COPY]) / min(times[arm])
     if memory:
         peaks = {arm: _peak_memory(level, arm, shape, batch, device, dtype) for arm in arms}
         for arm, peak in peaks.items():
             results[arm]["memory"] = dict(peak_mib=peak / 2**20, ratio=peak / peaks[PLAIN])
     return results
+
+
+def _figures(own: list[float], plain: list[float]) -> dict[str, Any]:
+    paired = [one / other for one, other in zip(own, plain, strict=True)]
+
+    def quartiles(values: list[float]) -> tuple[float, float, float]:
+        low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+        return low, middle, high
+
+    low, median, high = quartiles(own)
+    ratio_low, ratio, ratio_high = quartiles(paired)
+    return dict(
+        min_ms=min(own),
+        median_ms=median,
+        quartiles_ms=[low, high],
+        ratio_min=min(own) / min(plain),
+        ratio_median=median / statistics.median(plain),
+        ratio_paired=ratio,
+        ratio_paired_quartiles=[ratio_low, ratio_high],
+    )
 
 
 def _check(level: str, arms: list[str], repeats: int, batch: int, dtype: str) -> None:
@@ -145,41 +196,92 @@ def _step(level: str, arm: str, mode: str, shape: tuple[int, int], batch: int, d
     return inference if mode == "inference" else training
 
 
+def _tail_shapes(shape: tuple[int, int], batch: int) -> list[tuple[int, int, int, int]]:
+    return [(batch, channels, max(1, shape[0] // stride), max(1, shape[1] // stride)) for channels, stride in _STAGES]
+
+
 def _operator_step(arm: str, mode: str, shape: tuple[int, int], batch: int, device: str, dtype: torch.dtype) -> Step:
     """The tails of one block of each stage: batch norm in evaluation mode, attention, addition, ReLU."""
-    tails = []
-    for channels, stride in _STAGES:
-        size = (batch, channels, max(1, shape[0] // stride), max(1, shape[1] // stride))
+    tails: list[Any] = []
+    for size in _tail_shapes(shape, batch):
+        channels = size[1]
         x, identity, gradient = (torch.randn(size, device=device, dtype=dtype) for _ in range(3))
         norm = nn.BatchNorm2d(channels).eval().to(device)
-        attention: Any = SqueezeExcitation(channels).to(device)
+        attention: Any = (SqueezeExcitation if arm == "se" else PublishedShuffleAttention)(channels).to(device)
         attention.sa_parameters = [torch.randn(channels // 128, device=device).requires_grad_() for _ in range(6)]
         tails.append((x.requires_grad_(), identity.requires_grad_(), gradient, norm, attention))
 
     residual: Any = shuffle_attention_residual
 
     def tail(x: Tensor, identity: Tensor, norm: Any, attention: Any) -> Tensor:
-        if arm.startswith(PLAIN) or arm == "se":
-            y = norm(x.float()).to(x.dtype)
-            return (y if arm != "se" else attention(y)).add_(identity).relu_()
+        if arm.startswith(PLAIN) or arm in ("se", "published"):
+            # As under mixed precision, in which batch norm gives what it was given.
+            y = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            if not arm.startswith(PLAIN):
+                y = attention(y).to(x.dtype)
+            return y.add_(identity).relu_()
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * scale
         implementation = "reference" if arm.startswith("reference") else "auto"
         return residual(x, identity, scale, shift, *attention.sa_parameters, 64, implementation=implementation)
 
     function = torch.compile(tail) if arm.endswith("-compile") else tail
+    autocast = torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def forward(x: Tensor, identity: Tensor, norm: Any, attention: Any) -> Tensor:
+        with autocast:
+            return function(x, identity, norm, attention)
+
+    def gradients(out: Tensor, x: Tensor, identity: Tensor, gradient: Tensor, norm: Any, keep: bool) -> None:
+        torch.autograd.grad(out, [x, identity, *norm.parameters()], gradient, retain_graph=keep)
 
     def inference() -> None:
         with torch.no_grad():
             for x, identity, _, norm, attention in tails:
-                function(x, identity, norm, attention)
+                forward(x, identity, norm, attention)
 
     def training() -> None:
         for x, identity, gradient, norm, attention in tails:
-            out = function(x, identity, norm, attention)
-            torch.autograd.grad(out, [x, identity, *norm.parameters()], gradient)
+            gradients(forward(x, identity, norm, attention), x, identity, gradient, norm, False)
 
-    return inference if mode == "inference" else training
+    if mode == "inference":
+        return _replayed(inference, device)
+    if mode == "training":
+        return _replayed(training, device)
+    outputs = [forward(x, identity, norm, attention) for x, identity, _, norm, attention in tails]
+
+    def backward() -> None:
+        for out, (x, identity, gradient, norm, _) in zip(outputs, tails, strict=True):
+            gradients(out, x, identity, gradient, norm, True)
+
+    return _replayed(backward, device)
+
+
+def _copy_step(shape: tuple[int, int], batch: int, device: str, dtype: torch.dtype) -> Step:
+    """Copies of tensors of the tails' sizes."""
+    pairs = [[torch.zeros(size, device=device, dtype=dtype) for _ in range(2)] for size in _tail_shapes(shape, batch)]
+
+    def copy() -> None:
+        for source, target in pairs:
+            target.copy_(source)
+
+    return _replayed(copy, device)
+
+
+def _replayed(step: Step, device: str) -> Step:
+    """On a GPU, the step as a graph: the operator's kernels are shorter than the calls that launch them."""
+    if not device.startswith("cuda"):
+        return step
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # kernels compile and libraries start outside the capture
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -1,16 +1,18 @@
 """The fused form of shuffle attention: a function of two statistics a channel, with its backward written out.
 
 The mathematics is a SiLU whose slope and offset each image and channel sets by its mean and variance, written to
-a permuted channel. With y = scale * x + shift (a batch norm in evaluation mode, or nothing), m and v the mean and the
-variance of x, d = x - m and r = 1 / sqrt(scale^2 * v + eps):
+a permuted channel. With m and v the mean and the variance of x over its positions, y = scale * x + shift (a batch norm
+in evaluation mode, or nothing), d = scale * (x - m) and rstd = 1 / sqrt(scale^2 * v + eps):
 
     channel branch:  gate = sigmoid(cweight * (scale * m + shift) + cbias)
-    spatial branch:  gate = sigmoid(sweight * gamma * r * scale * d + sweight * beta + sbias)
+    spatial branch:  gate = sigmoid(sweight * gamma * rstd * d + sweight * beta + sbias)
     out[destination] = y * gate                          attention alone
     out[destination] = relu(identity + y * gate)         attention and the end of a residual block
 
-Forward keeps x, out, m and v; backward computes the gates again. Work goes block by block over the groups, so that what
-stands between stays in the processor's cache: no intermediate has the size of x.
+Forward keeps x, out, m and rstd; backward computes the gates again. Work goes block by block over the groups, so
+that what stands between stays in the processor's cache: no intermediate has the size of x. A block's intermediates are
+contiguous rows of one channel each, as PyTorch's group norm takes them, which standardises the spatial branch, forward
+and backward, with one channel a group. It is given d, so that a mean far from zero costs no digits.
 """
 
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 # Elements of a block: enough that calling PyTorch's operators costs little beside their work, few enough for a cache.
-BLOCK = 1 << 19
+BLOCK = 1 << 20
 
 
 class _Block(NamedTuple):
@@ -61,18 +63,28 @@ class _Parameters:
     """The six parameters and the batch norm's, in the shapes and the dtype of the arithmetic."""
 
     def __init__(self, parameters: Tensor, scale: Tensor | None, shift: Tensor | None, x: Tensor, groups: int):
-        wide = torch.promote_types(x.dtype, torch.float32)
-        self.cweight, self.cbias, self.sweight, sbias, self.gamma, self.beta = parameters.to(wide)
+        self.dtype = torch.promote_types(x.dtype, torch.float32)
+        self.cweight, self.cbias, self.sweight, sbias, self.gamma, self.beta = parameters.to(self.dtype)
         self.slope, self.offset = self.sweight * self.gamma, self.sweight * self.beta + sbias
         channels = x.shape[1]
         shape = (2, groups // 2, 2, channels // (2 * groups))
-        one, zero = parameters.new_ones((), dtype=wide), parameters.new_zeros((), dtype=wide)
-        self.scale = (one if scale is None else scale.to(wide)).expand(channels).reshape(shape)
-        self.shift = (zero if shift is None else shift.to(wide)).expand(channels).reshape(shape)
+        one, zero = parameters.new_ones((), dtype=self.dtype), parameters.new_zeros((), dtype=self.dtype)
+        self.scale = (one if scale is None else scale.to(self.dtype)).expand(channels).reshape(shape)
+        self.shift = (zero if shift is None else shift.to(self.dtype)).expand(channels).reshape(shape)
 
 
 def _columns(x: Tensor) -> Tensor:
     return x.unsqueeze(-1)
+
+
+def _each(parameter: Tensor, rows: Tensor) -> Tensor:
+    """K values for every row; contiguous, for group norm's kernel reads past an expanded tensor's stride of zero."""
+    return parameter.expand(rows.shape).flatten().contiguous()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """All but the last axis as one, behind an axis of one: the shape in which group norm takes a channel a group."""
+    return x.reshape(1, -1, x.shape[-1])
 
 
 def forward(
@@ -84,46 +96,45 @@ def forward(
     groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the output and the statistics, mean (N x C) and variance (N x C/2, of the spatial branch), of x."""
+    """Returns the output, the mean of x (N x C) and the spatial branch's rstd (N x C/2)."""
     n, channels, height, width = x.shape
     k, positions = channels // (2 * groups), height * width
     p = _Parameters(parameters, scale, shift, x, groups)
-    wide = p.cweight.dtype
     x = x.contiguous()
     out = torch.empty_like(x)
     rows, moved = _in_place(x, groups), _at_destination(out, groups)
     added = None if identity is None else _at_destination(identity.contiguous(), groups)
-    mean = x.new_empty(rows.shape[:-1], dtype=wide)
-    variance = x.new_empty((n, 2, groups // 2, k), dtype=wide)
+    mean = x.new_empty(rows.shape[:-1], dtype=p.dtype)
+    rstd = x.new_empty((n, 2, groups // 2, k), dtype=p.dtype)
     for branch in _blocks(n, groups, k, positions):
         s, t = p.scale[branch.channels], p.shift[branch.channels]
-        block = rows[branch.rows].to(wide)
-        target = moved[branch.rows]
-        into = target if target.dtype == wide else torch.empty_like(block)
-        m = mean[branch.rows]
-        torch.mean(block, -1, out=m)
+        block, target = rows[branch.rows], moved[branch.rows]
+        into = target if target.dtype == p.dtype else torch.empty(block.shape, dtype=p.dtype)
+        m = block.mean(-1, dtype=p.dtype)
+        mean[branch.rows] = m
         if branch.spatial:
-            deviation = block - _columns(m)
-            v = torch.linalg.vector_norm(deviation, dim=-1).square_().div_(positions)
-            variance[branch.halves] = v
-            slope = p.slope * (s.square() * v + eps).rsqrt() * s
-            # Not addcmul, which is several times slower where it broadcasts.
-            gate = (deviation * _columns(slope)).add_(_columns(p.offset)).sigmoid_()
-            y = deviation.mul_(_columns(s)).add_(_columns(s * m + t))
+            deviation = torch.empty(block.shape, dtype=p.dtype)  # contiguous, which PyTorch's own choice may not be
+            torch.sub(block, _columns(m), out=deviation).mul_(_columns(s))
+            count = m.numel()
+            slope, offset = _each(p.slope, m), _each(p.offset, m)
+            logits, _, r = torch.native_group_norm(_rows(deviation), slope, offset, 1, count, positions, count, eps)
+            rstd[branch.halves] = r.view(m.shape)
+            gate = logits.sigmoid_().view(block.shape)
+            y = deviation.add_(_columns(s * m + t))
             if added is None:
                 torch.mul(y, gate, out=into)
             else:
-                torch.addcmul(added[branch.rows].to(wide), y, gate, out=into).relu_()
+                torch.addcmul(added[branch.rows].to(p.dtype), y, gate, out=into).relu_()
         else:
-            channel_gate = (p.cweight * (s * m + t) + p.cbias).sigmoid_()
-            torch.mul(block, _columns(s * channel_gate), out=into)
+            gate = (p.cweight * (s * m + t)).add_(p.cbias).sigmoid_()
+            torch.mul(block, _columns(s * gate), out=into)
             if shift is not None:
-                into.add_(_columns(t * channel_gate))
+                into.add_(_columns(t * gate))
             if added is not None:
                 into.add_(added[branch.rows]).relu_()
         if into is not target:
             target.copy_(into)
-    return out, mean.view(n, channels), variance.view(n, channels // 2)
+    return out, mean.view(n, channels), rstd.view(n, channels // 2)
 
 
 def backward(
@@ -131,7 +142,7 @@ def backward(
     x: Tensor,
     out: Tensor | None,
     mean: Tensor,
-    variance: Tensor,
+    rstd: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
     parameters: Tensor,
@@ -142,58 +153,55 @@ def backward(
     n, channels, height, width = x.shape
     k, positions = channels // (2 * groups), height * width
     p = _Parameters(parameters, scale, shift, x, groups)
-    wide = p.cweight.dtype
     x, gradient = x.contiguous(), gradient.contiguous()
     grad_x = torch.empty_like(x)
     grad_identity = x.new_empty(0) if out is None else torch.empty_like(x)
     rows, grad_rows = _in_place(x, groups), _in_place(grad_x, groups)
     given = _at_destination(gradient, groups)
-    means, variances = mean.view(rows.shape[:-1]), variance.view(n, 2, groups // 2, k)
-    # Sums over the positions: of dL/dy and of dL/dy * x, and what the parameters' gradients are made of.
+    means, rstds = mean.view(rows.shape[:-1]), rstd.view(n, 2, groups // 2, k)
+    # Sums over the positions: of dL/dy, of dL/dy * x and of dL/dlogit.
     sums, weighted, logits = (torch.empty_like(means) for _ in range(3))
-    normalised = torch.empty_like(variances)
+    normalised = torch.empty_like(rstds)  # and of dL/dlogit * d * rstd
     for branch in _blocks(n, groups, k, positions):
         s, t = p.scale[branch.channels], p.shift[branch.channels]
-        m = means[branch.rows]
-        block = rows[branch.rows].to(wide)
-        if out is None:
-            g = given[branch.rows].to(wide)
-        else:
-            through = _at_destination(grad_identity, groups)[branch.rows]
-            passed = _at_destination(out, groups)[branch.rows]
-            torch.ops.aten.threshold_backward.grad_input(given[branch.rows], passed, 0, grad_input=through)
-            g = through.to(wide)
-        target = grad_rows[branch.rows]
-        into = target if target.dtype == wide else torch.empty_like(block)
+        block, target, m = rows[branch.rows], grad_rows[branch.rows], means[branch.rows]
+        g = given[branch.rows]
+        if out is not None:
+            passed, through = (_at_destination(tensor, groups)[branch.rows] for tensor in (out, grad_identity))
+            g = torch.ops.aten.threshold_backward.grad_input(g, passed, 0, grad_input=through)
+        g, wide = g.to(p.dtype), block.to(p.dtype)
+        into = target if target.dtype == p.dtype else torch.empty(block.shape, dtype=p.dtype)
         if branch.spatial:
-            v = variances[branch.halves]
-            r = (s.square() * v + eps).rsqrt()
-            a = p.slope * r
-            deviation = block - _columns(m)
-            gate = (deviation * _columns(a * s)).add_(_columns(p.offset)).sigmoid_()
-            gated = g * gate
-            q = (deviation * _columns(s)).add_(_columns(s * m + t)).mul_(gated)
-            q.addcmul_(q, gate, value=-1)
-            torch.mul(gated, deviation, out=gate)  # the gate itself is used up
-            total, moment = gated.sum(-1), gate.sum(-1)
-            logit = q.sum(-1)
-            torch.mul(q, deviation, out=gate)
-            along = gate.sum(-1)
-            c0 = a * r.square() * s * along / positions
-            torch.add(gated.mul_(_columns(s)), q.mul_(_columns(a * s)), out=into)
-            into.sub_(deviation.mul_(_columns(s.square() * c0))).sub_(_columns(a * s * logit / positions))
-            normalised[branch.halves] = r * s * along
-            sums[branch.rows] = total
-            weighted[branch.rows] = moment + m * total + a * along - c0 * s * positions * v
+            r = rstds[branch.halves]
+            deviation = torch.empty(block.shape, dtype=p.dtype)
+            torch.sub(wide, _columns(m), out=deviation).mul_(_columns(s))
+            gate = (deviation * _columns(p.slope * r)).add_(_columns(p.offset)).sigmoid_()
+            q = (deviation + _columns(s * m + t)).mul_(g)
+            torch.ops.aten.sigmoid_backward.grad_input(q, gate, grad_input=q)
+            count = m.numel()
+            along, factor, logit = torch.ops.aten.native_group_norm_backward(
+                _rows(q),
+                _rows(deviation),
+                m.new_zeros(1, count),
+                r.reshape(1, count),
+                _each(p.slope, m),
+                *(1, count, positions, count),
+                [True, True, True],
+            )
+            grad_y = gate.mul_(g).add_(along.view(block.shape))
+            sums[branch.rows] = grad_y.sum(-1)
+            weighted[branch.rows] = torch.linalg.vecdot(grad_y, wide)
+            torch.mul(grad_y, _columns(s), out=into)
+            logits[branch.rows], normalised[branch.halves] = logit.view(m.shape), factor.view(m.shape)
         else:
-            gate = (p.cweight * (s * m + t) + p.cbias).sigmoid_()
-            total, moment = g.sum(-1), (g * block).sum(-1)
+            gate = (p.cweight * (s * m + t)).add_(p.cbias).sigmoid_()
+            total, moment = g.sum(-1), torch.linalg.vecdot(g, wide)
             logit = gate * (1 - gate) * (s * moment + t * total)
             alpha = p.cweight * logit / positions
             torch.mul(g, _columns(s * gate), out=into).add_(_columns(s * alpha))
             sums[branch.rows] = gate * total + alpha * positions
             weighted[branch.rows] = gate * moment + alpha * positions * m
-        logits[branch.rows] = logit
+            logits[branch.rows] = logit
         if into is not target:
             target.copy_(into)
     channel, spatial = logits.unbind(3)

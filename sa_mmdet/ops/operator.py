@@ -54,6 +54,8 @@ if AVAILABLE:
         groups: int,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        # The output, the mean of x and what the kernels keep of the spatial branch's spread: on the CPU rstd, on
+        # a GPU the variance.
         return _kernels(x).forward(x, identity, scale, shift, parameters, groups, eps)
 
     @torch.library.custom_op("sa_mmdet::shuffle_attention_backward", mutates_args=())
@@ -62,7 +64,7 @@ if AVAILABLE:
         x: Tensor,
         out: Tensor | None,
         mean: Tensor,
-        variance: Tensor,
+        spread: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
         parameters: Tensor,
@@ -70,7 +72,7 @@ if AVAILABLE:
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         kernels = _kernels(x)
-        return kernels.backward(gradient, x, out, mean, variance, scale, shift, parameters, groups, eps)
+        return kernels.backward(gradient, x, out, mean, spread, scale, shift, parameters, groups, eps)
 
     @fused.register_fake
     def _(
@@ -93,7 +95,7 @@ if AVAILABLE:
         x: Tensor,
         out: Tensor | None,
         mean: Tensor,
-        variance: Tensor,
+        spread: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
         parameters: Tensor,
@@ -113,9 +115,9 @@ if AVAILABLE:
 
     def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, identity, scale, shift, parameters, ctx.groups, ctx.eps = inputs
-        out, mean, variance = output
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.save_for_backward(x, None if identity is None else out, mean, variance, scale, shift, parameters)
+        out, mean, spread = output
+        ctx.mark_non_differentiable(mean, spread)
+        ctx.save_for_backward(x, None if identity is None else out, mean, spread, scale, shift, parameters)
 
     def _gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple:
         saved = ctx.saved_tensors  # once: checkpointing recomputes them at each access

@@ -13,14 +13,15 @@ from sa_mmdet.analysis.benchmark import ARMS, LEVELS, PLAIN, benchmark
 
 
 def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
-    print(
-        f"\n{shape[0]} x {shape[1]}, batch {batch}: ratio to plain (fastest turn; median; milliseconds of the fastest)"
-    )
+    print(f"\n{shape[0]} x {shape[1]}, batch {batch}: ratio to plain (fastest turns; median of turns), fastest turn")
     for arm, found in results.items():
-        cells = [
-            f"{mode} {found[mode]['ratio_min']:6.3f} {found[mode]['ratio_median']:6.3f} {found[mode]['min_ms']:9.1f} ms"
-            for mode in ("inference", "training")
-        ]
+        cells = []
+        for mode in ("inference", "backward", "training"):
+            if mode in found:
+                figures = found[mode]
+                cell = f"{mode} {figures['ratio_min']:6.3f} {figures['ratio_paired']:6.3f} {figures['min_ms']:9.2f} ms"
+                share = figures.get("share_of_copy")
+                cells.append(cell if share is None else f"{cell} {share:5.0%} of copy")
         if "memory" in found:
             cells.append(f"memory {found['memory']['ratio']:6.3f} {found['memory']['peak_mib']:8.1f} MiB")
         print(f"{arm:18}", " | ".join(cells), flush=True)

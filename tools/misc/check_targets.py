@@ -1,0 +1,86 @@
+"""Measure this project's targets for the cost of shuffle attention, and say of each whether it is met."""
+
+import argparse
+import sys
+from typing import Any, NamedTuple
+
+import torch
+
+from sa_mmdet.analysis.benchmark import benchmark
+
+
+class Target(NamedTuple):
+    """A limit on a figure of the fused arm."""
+
+    level: str
+    mode: str
+    figure: str
+    limit: float
+    at_least: bool = False  # or at most
+
+
+# What is measured, and against which limits. Figures 'ratio...' are beside the plain ResNet-50 in the same run.
+CPU = [
+    Target("backbone", "inference", "ratio_paired", 1.10),
+    Target("backbone", "training", "ratio_paired", 1.08),
+    Target("backbone", "memory", "ratio", 1.02),
+]
+CUDA = [
+    Target("backbone", "inference", "ratio_paired", 1.00),
+    Target("backbone", "training", "ratio_paired", 1.00),
+    Target("backbone", "memory", "ratio", 1.01),
+    Target("operator", "inference", "share_of_copy", 0.8, at_least=True),
+    Target("operator", "backward", "share_of_copy", 0.8, at_least=True),
+    Target("operator", "inference", "speed_of_published", 4.0, at_least=True),
+    Target("operator", "backward", "speed_of_published", 4.0, at_least=True),
+]
+
+
+def measure(level: str, shape: tuple[int, int], batch: int, repeats: int, device: str, dtype: str) -> dict[str, Any]:
+    """The fused arm's figures, by mode."""
+    # Where Inductor works, its forms are the rivals to know.
+    rivals = ["plain-compile", "reference-compile"] if device.startswith("cuda") else []
+    results = benchmark(level, shape, batch, ["published", "fused", *rivals], repeats, device, dtype)
+    for arm, found in results.items():
+        print(
+            "  ", arm, {mode: round(figures["ratio_paired"], 3) for mode, figures in found.items() if mode != "memory"}
+        )
+    fused, published = results["fused"], results["published"]
+    for mode, figures in fused.items():
+        if mode != "memory":
+            figures["speed_of_published"] = published[mode]["min_ms"] / figures["min_ms"]
+    return fused
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shape", nargs=2, type=int, help="height width; default 800 1333 on a GPU, 480 640 on a CPU")
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    gpu = arguments.device.startswith("cuda")
+    targets = CUDA if gpu else CPU
+    shape = tuple(arguments.shape or ((800, 1333) if gpu else (480, 640)))
+    missed = 0
+    for dtype in ("float32", "float16") if gpu else ("float32",):
+        for batch in (2, 8) if gpu else (1,):
+            for level in dict.fromkeys(target.level for target in targets):
+                print(f"{level}, {shape[0]} x {shape[1]}, batch {batch}, {dtype}", flush=True)
+                found = measure(level, shape, batch, arguments.repeats, arguments.device, dtype)
+                for target in targets:
+                    if target.level == level:
+                        value = found[target.mode][target.figure]
+                        met = value >= target.limit if target.at_least else value <= target.limit
+                        missed += not met
+                        sign = ">=" if target.at_least else "<="
+                        print(
+                            f"   {'met   ' if met else 'MISSED'} {target.mode} {target.figure} {value:.3f}"
+                            f" (target {sign} {target.limit})",
+                            flush=True,
+                        )
+    print(f"{missed} targets missed" if missed else "all targets met")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
