@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from mmengine.fileio import load
 from mmengine.logging import HistoryBuffer
-from mmengine.runner.checkpoint import CheckpointLoader, load_from_http
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
 from mmengine.utils import digit_version
 
 
@@ -147,7 +147,25 @@ def resolve_torchvision_names() -> None:
         )
 
 
+def _load_from_local(filename: str, map_location: Any = None) -> Any:
+    if not filename.endswith(".safetensors"):
+        return load_from_local(filename, map_location)
+    # Here, for the package's modules of weights build on what this one repairs.
+    from sa_mmdet.checkpoints import files
+
+    loaded = files.read(Path(filename).expanduser())
+    if isinstance(map_location, str | torch.device):
+        loaded["state_dict"] = {key: value.to(map_location) for key, value in loaded["state_dict"].items()}
+    return loaded
+
+
+def load_safetensors() -> None:
+    """Let a safetensors file stand wherever a local checkpoint does, which MMEngine cannot read."""
+    CheckpointLoader.register_scheme(prefixes="", loader=_load_from_local, force=True)
+
+
 def apply() -> None:
     """Apply all repairs."""
     admit_mmengine_checkpoints()
     resolve_torchvision_names()
+    load_safetensors()

@@ -59,6 +59,8 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         except SystemExit as stop:
             status = stop.code
         captured = capsys.readouterr()
+        if isinstance(status, str):  # which Python prints, and exits with 1
+            return 1, captured.out, f"{captured.err}{status}\n"
         return int(str(status or 0)), captured.out, captured.err
 
     return run

@@ -114,3 +114,37 @@ def cbam(x: Tensor, parameters: Parameters, training: bool, eps: float = 1e-5) -
     logit = (logit - mean) / torch.sqrt(variance + eps)
     logit = logit * parameters["SpatialGate.spatial.bn.weight"] + parameters["SpatialGate.spatial.bn.bias"]
     return x / (1 + torch.exp(-logit))[:, None]
+
+
+def bam(x: Tensor, parameters: Parameters, eps: float = 1e-5) -> Tensor:
+    """Batch norms in evaluation mode."""
+
+    def layer(values: Tensor, name: str, dilation: int = 1) -> Tensor:
+        weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+        if weight.shape[-1] == 3:  # nine shifted copies of the zero-padded map
+            n, c, h, w = values.shape
+            padded = torch.zeros(n, c, h + 2 * dilation, w + 2 * dilation, dtype=values.dtype)
+            padded[:, :, dilation : dilation + h, dilation : dilation + w] = values
+            total = torch.zeros(n, weight.shape[0], h, w, dtype=values.dtype)
+            for i in range(3):
+                for j in range(3):
+                    part = padded[:, :, i * dilation : i * dilation + h, j * dilation : j * dilation + w]
+                    total = total + torch.einsum("oc,nchw->nohw", weight[:, :, i, j], part)
+        else:
+            total = torch.einsum("oc,nchw->nohw", weight.flatten(1), values)
+        return total + bias[:, None, None]
+
+    def norm_relu(values: Tensor, name: str) -> Tensor:
+        mean, variance, weight, bias = (
+            parameters[f"{name}.{field}"][:, None, None] for field in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((values - mean) / torch.sqrt(variance + eps) * weight + bias).clamp(min=0)
+
+    gate = "channel_att.gate_c.gate_c_"
+    channel = x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
+    channel = layer(norm_relu(layer(channel, f"{gate}fc_0"), f"{gate}bn_1"), f"{gate}fc_final")
+    gate = "spatial_att.gate_s.gate_s_"
+    spatial = norm_relu(layer(x, f"{gate}conv_reduce0"), f"{gate}bn_reduce0")
+    for i in range(2):
+        spatial = norm_relu(layer(spatial, f"{gate}conv_di_{i}", 4), f"{gate}bn_di_{i}")
+    return x * (1 + 1 / (1 + torch.exp(-channel * layer(spatial, f"{gate}conv_final"))))

@@ -4,6 +4,7 @@ They are registered in MMEngine's root registry, where the registries of all Ope
 layer registered in MMDetection alone is not found when the default scope is another's.
 """
 
+from .bam import BAM
 from .base import Attention
 from .cbam import CBAM
 from .efficient_channel_attention import EfficientChannelAttention
@@ -12,6 +13,7 @@ from .spatial_group_enhance import SpatialGroupEnhance
 from .squeeze_excitation import SqueezeExcitation
 
 __all__ = [
+    "BAM",
     "CBAM",
     "Attention",
     "EfficientChannelAttention",

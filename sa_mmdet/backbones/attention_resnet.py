@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from mmcv.cnn import build_plugin_layer
 from mmdet.models.backbones.resnet import ResNet
 from mmdet.registry import MODELS
 
@@ -27,6 +28,7 @@ class AttentionResNet(ResNet):
         stage_with_attention: A flag a stage; all stages have attention if None.
         plugins: Plugin layers beside the attention, as ResNet takes them. Those at the attention's own position run
             after it.
+        stage_attention: Config of a layer behind each stage but the last, such as ``dict(type='BAM')``.
         **kwargs: As :class:`mmdet.models.ResNet` takes them.
 
     Raises:
@@ -45,6 +47,7 @@ class AttentionResNet(ResNet):
         attention: dict | Sequence[dict | None] | None = None,
         stage_with_attention: Sequence[bool] | None = None,
         plugins: Sequence[dict] | None = None,
+        stage_attention: dict | None = None,
         **kwargs: Any,
     ):
         num_stages = kwargs.get("num_stages", 4)
@@ -67,6 +70,8 @@ class AttentionResNet(ResNet):
             plugins = own + list(plugins or [])
             _check_twice(plugins, num_stages)
         super().__init__(depth, plugins=plugins or None, **kwargs)
+        if stage_attention is not None:
+            self._attend_behind_stages(stage_attention)
 
         # ResNet gives its own blocks this start and does not know subclasses of them.
         starts_from_scratch = kwargs.get("init_cfg") is None and kwargs.get("pretrained") is None
@@ -75,6 +80,13 @@ class AttentionResNet(ResNet):
                 if isinstance(block, PluginBasicBlock | FusedBottleneck):
                     last = block.norm2_name if isinstance(block, PluginBasicBlock) else block.norm3_name
                     block.init_cfg = dict(type="Constant", val=0, override=dict(name=last))
+
+    def _attend_behind_stages(self, cfg: dict) -> None:
+        """Append the layer to the stages themselves, whose forward then runs it."""
+        for name in self.res_layers[:-1]:
+            stage = getattr(self, name)
+            stage.add_module(*build_plugin_layer(cfg, in_channels=stage[-1].conv1.in_channels))
+        self._freeze_stages()  # as ResNet did before these layers were there
 
 
 @MODELS.register_module()

@@ -14,12 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sa_mmdet.attention import Attention
 
-_DEPTHS: dict[tuple[bool, tuple[int, ...]], str] = {
-    (False, (2, 2, 2, 2)): "ResNet-18",
-    (False, (3, 4, 6, 3)): "ResNet-34",
-    (True, (3, 4, 6, 3)): "ResNet-50",
-    (True, (3, 4, 23, 3)): "ResNet-101",
-    (True, (3, 8, 36, 3)): "ResNet-152",
+# Whether the blocks are bottlenecks, and how many each stage has.
+DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
 }
 # Heads of classifiers and of detectors; everything else that is left over makes a checkpoint unfit.
 _NOT_BACKBONE = re.compile(r"(fc|head|classifier|neck|rpn_head|roi_head|bbox_head|mask_head|data_preprocessor)\.")
@@ -112,6 +113,12 @@ class ResNetPretrained:
     def _load(self, module: nn.Module, source: dict[str, Tensor]) -> None:
         own = module.state_dict()
         self._check_depth(own, source)
+        behind = [key for key in own if re.match(r"layer\d\.[^\d]", key)]
+        if behind:
+            raise ValueError(
+                f"{self.checkpoint}: {behind[0]} stands behind a stage, where attention has no values that leave a "
+                "plain ResNet's function as it is: load weights with it through init_cfg=dict(type='Pretrained', ...)"
+            )
         exempt = tuple(f"{name}." for name in _plugin_names(module))
         expected = [
             key
@@ -175,15 +182,15 @@ class ResNetPretrained:
         module.load_state_dict(state, strict=False)
 
     def _check_depth(self, own: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-        depths = [_DEPTHS.get(_blocks(state)) for state in (source, own)]
+        depths = [DEPTHS.get(blocks_of(state)) for state in (source, own)]
         if depths[0] != depths[1] and None not in depths:
             raise ValueError(
-                f"{self.checkpoint}: weights of a {depths[0]} for a {depths[1]}: name weights of that depth, "
-                "or change the backbone's depth"
+                f"{self.checkpoint}: weights of a ResNet-{depths[0]} for a ResNet-{depths[1]}: name weights of that "
+                "depth, or change the backbone's depth"
             )
 
 
-def _blocks(state: Mapping[str, Tensor]) -> tuple[bool, tuple[int, ...]]:
+def blocks_of(state: Mapping[str, Tensor]) -> tuple[bool, tuple[int, ...]]:
     """Whether a state dict's blocks are bottlenecks, and how many each stage has."""
     blocks = {match.groups() for key in state if (match := re.match(r"layer(\d)\.(\d+)\.", key))}
     return (

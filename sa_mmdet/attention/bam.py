@@ -1,0 +1,81 @@
+"""Bottleneck attention module (BAM), which stands between the stages of a network."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .base import at_least_float32
+from .squeeze_excitation import hidden_channels
+
+_DILATED = 2  # convolutions
+
+
+class _ChannelAttention(nn.Module):
+    gate_c: Any  # to the type checker a Sequential's items are tensors or modules
+
+    def __init__(self, in_channels: int, hidden: int):
+        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            gate_c_fc_0=nn.Linear(in_channels, hidden),
+            gate_c_bn_1=nn.BatchNorm1d(hidden),
+            gate_c_relu_1=nn.ReLU(),
+            gate_c_fc_final=nn.Linear(hidden, in_channels),
+        )
+        self.gate_c = nn.Sequential(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3), dtype=at_least_float32(x)).to(self.gate_c[0].weight.dtype)
+        return self.gate_c(mean)[:, :, None, None]
+
+
+class _SpatialAttention(nn.Module):
+    def __init__(self, in_channels: int, hidden: int, dilation: int):
+        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict(gate_s_conv_reduce0=nn.Conv2d(in_channels, hidden, 1))
+        layers["gate_s_bn_reduce0"] = nn.BatchNorm2d(hidden)
+        layers["gate_s_relu_reduce0"] = nn.ReLU()
+        for i in range(_DILATED):
+            layers[f"gate_s_conv_di_{i}"] = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
+            layers[f"gate_s_bn_di_{i}"] = nn.BatchNorm2d(hidden)
+            layers[f"gate_s_relu_di_{i}"] = nn.ReLU()
+        layers["gate_s_conv_final"] = nn.Conv2d(hidden, 1, 1)
+        self.gate_s = nn.Sequential(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate_s(x)
+
+
+@MODELS.register_module()
+class BAM(nn.Module):
+    """x * (1 + sigmoid(channel attention * spatial attention)).
+
+    The channels' factor, N x C x 1 x 1, is a perceptron's of their means; the positions', N x 1 x H x W, that of a
+    1 x 1 convolution to C / ratio channels, two dilated 3 x 3 ones and a 1 x 1 one to a single channel, batch norm and
+    ReLU between. N x C x H x W in and out. It stands behind a whole stage and not in the blocks
+    (``AttentionResNet(stage_attention=dict(type='BAM'))``). Parameter names are those of the released weights:
+    ``channel_att.gate_c.*``, ``spatial_att.gate_s.*``.
+
+    Source: BAM, BMVC 2018 (arXiv 1807.06514), equations 1-5.
+
+    Args:
+        in_channels: C.
+        ratio: The hidden layers have C / ratio units.
+        dilation: Of the 3 x 3 convolutions.
+
+    Raises:
+        ValueError: ``ratio`` does not divide ``in_channels``.
+    """
+
+    _abbr_ = "bam"
+
+    def __init__(self, in_channels: int, ratio: int = 16, dilation: int = 4):
+        super().__init__()
+        hidden = hidden_channels(in_channels, ratio)
+        self.channel_att = _ChannelAttention(in_channels, hidden)
+        self.spatial_att = _SpatialAttention(in_channels, hidden, dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + torch.sigmoid(self.channel_att(x) * self.spatial_att(x))).to(x.dtype)

@@ -1,0 +1,27 @@
+"""Strip a checkpoint to its weights, with a header (config, classes, versions, metrics) and a hash in the name.
+
+The file loads wherever a checkpoint does: init_cfg, mim test, DetInferencer. --part backbone --naming released gives
+the authors' names back.
+"""
+
+import argparse
+import sys
+
+from sa_mmdet.checkpoints.publishing import NAMINGS, PARTS, publish
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("target", help="the file to write: .pth, .pth.tar or .safetensors; the hash is added")
+    parser.add_argument("--part", default="model", choices=PARTS)
+    parser.add_argument("--naming", default="mmdet", choices=NAMINGS)
+    arguments = parser.parse_args()
+    try:
+        print(publish(arguments.source, arguments.target, arguments.part, arguments.naming))
+    except (OSError, ValueError) as error:
+        sys.exit(f"publish_model: {error}")
+
+
+if __name__ == "__main__":
+    main()
