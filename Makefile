@@ -11,7 +11,7 @@ DEMO_CONFIG = configs/demo/mask-rcnn_sa-r18_fpn_shapes.py
 export VENV TORCH TORCH_ARGS
 BIN = $(VENV)/bin
 
-.PHONY: install test demo check-gpu clean
+.PHONY: install test test-long demo check-gpu clean
 
 install:
 	@$(PYTHON) .ci/install.py
@@ -21,6 +21,10 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# What takes too long for every change.
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 # Makes a small data set, trains on it from scratch, evaluates boxes and masks, leaves pictures of truth and prediction.
 demo: export SHAPES_ROOT = $(DEMO_DIR)/shapes

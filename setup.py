@@ -33,6 +33,8 @@ setup(
     install_requires=["torch>=2.1", "numpy", "pycocotools"],
     extras_require={
         "upstream": ["mmengine>=0.10", "mmcv>=2.0.1,<2.2", "mmdet>=3.3"],
+        "weights": ["safetensors"],
+        "deploy": ["onnx", "onnxruntime", "onnxscript"],
         "onedl": ["onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"],
     },
 )

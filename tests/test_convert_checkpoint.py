@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tool
+from fuzz_checkpoints import fuzz
 from mmdet.registry import MODELS
 from released import ECA_KERNELS, KINDS, features, weights
 from safetensors.torch import save_file
@@ -278,3 +279,11 @@ def test_a_full_disk_leaves_nothing(sa50: State, tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="there is no folder"):
         files.write(tmp_path / "none" / "out.pth", sa50)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_files_end_in_a_sentence() -> None:
+    # More of them: python tests/fuzz_checkpoints.py 10000
+    answers = fuzz(400)
+    assert len(answers) > 5
+    assert answers["peak memory, MiB"] < 8000

@@ -4,6 +4,7 @@ They are registered in MMEngine's root registry, where the registries of all Ope
 layer registered in MMDetection alone is not found when the default scope is another's.
 """
 
+from .baked_shuffle_attention import BakedShuffleAttention
 from .bam import BAM
 from .base import Attention
 from .cbam import CBAM
@@ -16,6 +17,7 @@ __all__ = [
     "BAM",
     "CBAM",
     "Attention",
+    "BakedShuffleAttention",
     "EfficientChannelAttention",
     "ShuffleAttention",
     "SpatialGroupEnhance",

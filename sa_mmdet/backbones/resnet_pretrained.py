@@ -172,7 +172,7 @@ class ResNetPretrained:
         positions = [
             _AttentionPosition(f"{name}.", block, *position)
             for name, block in module.named_modules()
-            for position in _plugin_positions(block)
+            for position in plugin_positions(block)
             if any(isinstance(plugin, Attention) for plugin in position[-1])
         ]
         for position in positions:
@@ -199,7 +199,7 @@ def blocks_of(state: Mapping[str, Tensor]) -> tuple[bool, tuple[int, ...]]:
     )
 
 
-def _plugin_positions(block: nn.Module) -> Iterator[tuple[str, str, list[nn.Module]]]:
+def plugin_positions(block: nn.Module) -> Iterator[tuple[str, str, list[nn.Module]]]:
     """For each position of a block that has plugins: its convolution's name, its norm's, and the plugins in order."""
     for number in (1, 2, 3):
         names = getattr(block, f"after_conv{number}_plugin_names", [])
@@ -209,7 +209,7 @@ def _plugin_positions(block: nn.Module) -> Iterator[tuple[str, str, list[nn.Modu
 
 
 def _plugin_names(module: nn.Module) -> list[str]:
-    plugins = {id(plugin) for block in module.modules() for *_, found in _plugin_positions(block) for plugin in found}
+    plugins = {id(plugin) for block in module.modules() for *_, found in plugin_positions(block) for plugin in found}
     return [name for name, submodule in module.named_modules() if id(submodule) in plugins]
 
 

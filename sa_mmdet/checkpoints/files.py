@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,10 +52,10 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes of torch.load
-        raise ValueError(f"{path}: {_reason(path, error)}") from error
+        raise ValueError(f"{path}: {_reason(error)}") from error
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "Unsupported global" in text or "WeightsUnpickler error" in text or "weights_only" in text.lower():
         asked = text.partition("GLOBAL ")[2].split(" ")[0] or text.rpartition("WeightsUnpickler error:")[2].strip()
@@ -64,9 +63,7 @@ def _reason(path: Path, error: Exception) -> str:
             f"holds more than weights ({asked[:200]}), which is refused and not run: save its state dict alone, where "
             "the file can be trusted"
         )
-    with path.open("rb") as file:
-        archive = file.read(4) == b"PK\x03\x04"
-    if archive and not zipfile.is_zipfile(path):
+    if "central directory" in text:  # it stands at an archive's end
         return "is cut off: download or copy it again"
     return f"cannot be read, cut off perhaps: {type(error).__name__}: {text[:200]}"
 
@@ -143,14 +140,13 @@ def _check_tensor(key: str, tensor: Tensor, path: str | Path) -> None:
         raise ValueError(f"{path}: {key} of shape {tuple(tensor.shape)} stands on {held} numbers")
 
 
-def write(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None, **more: Any) -> None:
+def write(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
     """Write weights, aside first and then renamed, so that nothing is ever half there.
 
     Args:
         path: Where to; '.safetensors' chooses that format, all else is :func:`torch.save`'s.
         state: The tensors.
-        meta: What is known of them, of plain values. In a safetensors file it is JSON in the header.
-        **more: Further entries of the dict that :func:`torch.save` writes; safetensors has no place for them.
+        meta: What is known of them, as JSON can say it: in a safetensors file it is in the header.
 
     Raises:
         ValueError: The folder is missing, or the file cannot be written.
@@ -158,15 +154,17 @@ def write(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]
     path = Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}: make it first")
+    # Plain in every format: what is a version or a config of some library would be refused on reading.
+    header = json.dumps(dict(meta or {}), default=str)
     # Tensors that share memory, or a part of a larger one, would take its space and be refused by safetensors.
     state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.suffix == ".safetensors":
-            metadata = {"format": "pt", _METADATA: json.dumps(dict(meta or {}), default=str)}
+            metadata = {"format": "pt", _METADATA: header}
             _safetensors().torch.save_file(state, aside, metadata=metadata)
         else:
-            torch.save(dict(meta=dict(meta or {}), state_dict=state, **more), aside)
+            torch.save(dict(meta=json.loads(header), state_dict=state), aside)
         aside.replace(path)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path}: cannot be written: {error}") from error

@@ -1,0 +1,167 @@
+"""Features of a detector, backbone and neck, as a network of its own, and as an ONNX file."""
+
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from sa_mmdet.attention import ShuffleAttention
+from sa_mmdet.backbones.baked import bake, baked_config
+from sa_mmdet.checkpoints import read, tensors_of
+
+
+class FeatureExtractor(nn.Module):
+    """N x 3 x H x W, normalised, to the maps of the neck, or of the backbone where there is none."""
+
+    def __init__(self, backbone: Any, neck: Any = None):
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+        for module in (self, backbone, *([neck] if neck is not None else [])):
+            module.train(False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        features = self.backbone(image)
+        return tuple(features if self.neck is None else self.neck(features))
+
+
+def load(cfg: Config, checkpoint: str | Path, baked: bool = False, neck: bool = True) -> FeatureExtractor:
+    """Build backbone and neck of a detector's config and load their weights.
+
+    Args:
+        cfg: The detector's config.
+        checkpoint: Its weights.
+        baked: Whether to bake the shuffles and batch norms in; a backbone other than SAResNet stays as it is.
+        neck: Whether to take the neck too, where the config has one.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The weights do not fit the config.
+    """
+    state = tensors_of(read(checkpoint), checkpoint)
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
+        backbone = _loaded("backbone", cfg.model.backbone, state, checkpoint)
+        parts = [_loaded("neck", cfg.model.neck, state, checkpoint)] if neck and cfg.model.get("neck") else []
+        if baked and any(isinstance(module, ShuffleAttention) for module in backbone.modules()):
+            weights = bake(backbone)
+            backbone = MODELS.build(baked_config(cfg.model.backbone))
+            backbone.load_state_dict(weights)
+            backbone.train(False)
+    return FeatureExtractor(backbone, *parts)
+
+
+def _loaded(part: str, cfg: Any, state: dict[str, Tensor], checkpoint: str | Path) -> Any:
+    model = MODELS.build({**cfg, "init_cfg": None})
+    own = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{checkpoint}: does not fit the config's {part}: {reason}") from error
+    model.train(False)
+    return model
+
+
+def bake_detector(cfg: Config, checkpoint: str | Path) -> tuple[Config, dict[str, Tensor], float]:
+    """Bake a detector's or a classifier's backbone.
+
+    Returns:
+        The config with the baked backbone, all weights, and the largest difference that their rounding makes to the
+        backbone's outputs, relative to the largest output, on a random image.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The weights do not fit, or the backbone has no shuffles to bake.
+    """
+    new = Config(cfg.to_dict())
+    new.model.backbone = baked_config(cfg.model.backbone)
+    before, after = (load(cfg, checkpoint, baked, neck=False) for baked in (False, True))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, 224, 224, generator=generator).double()
+    state = tensors_of(read(checkpoint), checkpoint)
+    rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+    own = {f"backbone.{key}": value.clone() for key, value in after.backbone.state_dict().items()}
+    with torch.no_grad():  # in float64, in which a deep network's own rounding does not show
+        pairs = list(zip(before.double()(image), after.double()(image), strict=True))
+    difference = max(((one - other).abs().max() / one.abs().max()).item() for one, other in pairs)
+    return new, own | rest, difference
+
+
+def export_onnx(model: FeatureExtractor, target: str | Path) -> list[str]:
+    """Write a network of dynamic batch, height and width.
+
+    Args:
+        model: What to export.
+        target: The .onnx file, written aside and renamed.
+
+    Returns:
+        The names of the outputs; the input's is 'image'.
+
+    Raises:
+        ValueError: A library is missing, or the file cannot be written.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"the export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    target = Path(target)
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: there is no folder {target.parent}: make it first")
+    for module in model.modules():
+        if isinstance(module, ShuffleAttention):  # PyTorch's own operators are what the exporter knows
+            module.implementation = "reference"
+    example = torch.randn(2, 3, 128, 160)
+    with torch.no_grad():
+        names = [f"feature{i}" for i in range(len(model(example)))]
+        sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            torch.onnx.export(
+                model,
+                (example,),
+                aside,
+                input_names=["image"],
+                output_names=names,
+                dynamic_shapes=(sizes,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+            aside.replace(target)
+        except OSError as error:
+            raise ValueError(f"{target}: cannot be written: {error}") from error
+        finally:
+            aside.unlink(missing_ok=True)
+    return names
+
+
+def largest_difference(model: FeatureExtractor, file: str | Path, images: Iterable[Tensor]) -> float:
+    """Between a network's outputs in PyTorch and in ONNX Runtime, relative to the largest output.
+
+    Args:
+        model: The network.
+        file: Its ONNX file.
+        images: Each N x 3 x H x W, normalised.
+
+    Raises:
+        ValueError: ONNX Runtime is missing.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ValueError("the check needs onnxruntime: pip install onnxruntime")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for image in images:
+        with torch.no_grad():
+            expected = model(image)
+        for one, other in zip(expected, session.run(None, {"image": image.numpy()}), strict=True):
+            scale = one.abs().max().item()
+            worst = max(worst, float(np.abs(one.numpy() - other).max()) / scale)
+    return worst

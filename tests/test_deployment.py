@@ -1,0 +1,160 @@
+"""Baked and exported networks compute what the trained ones do."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import Tool
+from mmdet.apis import DetInferencer
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from torch import nn
+
+from sa_mmdet.backbones import bake
+from sa_mmdet.backbones.baked import baked_config
+from sa_mmdet.deployment import export_onnx, largest_difference, load
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DEMO = CONFIGS / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
+onnx_needed = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="ONNX, its exporter or its runtime is not installed",
+)
+
+
+def as_if_trained(model: Any) -> Any:
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.is_floating_point() and tensor.dim() == 1:
+            tensor.normal_(0.3, 0.2)
+        elif ".sa." in name:
+            tensor.normal_()
+    model.train(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(depth=18, groups=16),
+        dict(depth=50),
+        dict(depth=101, frozen_stages=1, stage_with_attention=(False, True, True, True)),
+        dict(depth=50, groups=32, deep_stem=True, avg_down=True, style="caffe"),
+    ],
+    ids=str,
+)
+def test_the_baked_backbone_computes_the_same(options: dict) -> None:
+    cfg = dict(type="SAResNet", **options)
+    trained: Any = as_if_trained(MODELS.build(cfg).double())
+    baked: Any = MODELS.build(baked_config(cfg)).double()
+    before = {key: value.clone() for key, value in trained.state_dict().items()}
+    baked.load_state_dict(bake(trained))
+    baked.train(False)
+    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    for one, other in zip(trained(x), baked(x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * one.abs().max().item())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in baked.modules())
+    assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
+
+
+def test_what_has_no_baked_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="the backbone is of type 'ResNet': shuffles to bake are SAResNet's"):
+        baked_config(dict(type="ResNet", depth=50))
+    plain: Any = MODELS.build(dict(type="AttentionResNet", depth=18))
+    with pytest.raises(ValueError, match="AttentionResNet has no shuffle attention to bake"):
+        bake(plain)
+    ablation = dict(type="ShuffleAttention", groups=16, transform="none")
+    without: Any = MODELS.build(dict(type="AttentionResNet", depth=18, attention=ablation))
+    with pytest.raises(ValueError, match=r"transform='none'.*has no baked form"):
+        bake(without)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cfg = Config.fromfile(DEMO)
+    model = as_if_trained(MODELS.build(cfg.model))
+    path = tmp_path_factory.mktemp("run") / "last.pth"
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=1)), path)
+    return path
+
+
+def test_a_baked_detector_detects_the_same(detector: Path, tool: Tool, tmp_path: Path) -> None:
+    status, printed, _ = tool("model_converters/bake_shuffle.py", DEMO, detector, tmp_path / "baked.pth")
+    assert status == 0
+    assert "largest difference of an output" in printed
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    found = []
+    for config, weights in ((DEMO, detector), (tmp_path / "baked.py", tmp_path / "baked.pth")):
+        inferencer = DetInferencer(str(config), str(weights), device="cpu", show_progress=False)
+        found.append(inferencer(image, no_save_pred=True)["predictions"][0])
+    assert len(found[0]["scores"]) == len(found[1]["scores"]) > 0
+    np.testing.assert_allclose(found[0]["scores"], found[1]["scores"], atol=1e-4)
+    np.testing.assert_allclose(found[0]["bboxes"], found[1]["bboxes"], atol=1e-2)
+
+
+@onnx_needed
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("--keep-shuffle", "--backbone-only"), marks=pytest.mark.long)], ids=str
+)
+def test_the_exported_network_computes_the_same(
+    options: tuple[str, ...], detector: Path, tool: Tool, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    pictures = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, shape in zip(pictures, ((70, 90, 3), (128, 64, 3)), strict=True):
+        cv2.imwrite(str(path), generator.integers(0, 255, shape, np.uint8))
+    target = tmp_path / "features.onnx"
+    status, printed, _ = tool("deployment/export_onnx.py", DEMO, detector, target, "--check", *pictures, *options)
+    assert status == 0
+    assert "largest difference on 2 images" in printed
+    import onnx
+
+    operators = {node.op_type for node in onnx.load(target).graph.node}
+    assert "BatchNormalization" not in operators
+    assert ("Transpose" in operators) == ("--keep-shuffle" in options)  # a shuffle is one, with two reshapes
+    assert len(onnx.load(target).graph.output) == (4 if options else 5)
+
+
+@onnx_needed
+@pytest.mark.filterwarnings("ignore")
+def test_baked_and_exported_agree_on_real_images(coco128: Path, tmp_path: Path) -> None:
+    cfg = Config.fromfile(CONFIGS / "retinanet" / "retinanet_sa-r50_fpn_1x_coco.py")
+    model = as_if_trained(MODELS.build(cfg.model))
+    torch.save(model.state_dict(), tmp_path / "retina.pth")
+    trained, baked = (load(cfg, tmp_path / "retina.pth", bake) for bake in (False, True))
+    export_onnx(baked, tmp_path / "retina.onnx")
+    with (coco128 / "annotations" / "instances_train2017.json").open() as file:
+        names = [image["file_name"] for image in json.load(file)["images"]]
+    preprocess: Any = MODELS.build(cfg.model.data_preprocessor)
+    images = []
+    for name in names[::32]:
+        picture = torch.from_numpy(cv2.imread(str(coco128 / "train2017" / name))).permute(2, 0, 1)
+        images.append(preprocess(dict(inputs=[picture], data_samples=None))["inputs"])
+    for image in images:
+        with torch.no_grad():
+            for one, other in zip(trained(image), baked(image), strict=True):
+                assert (one - other).abs().max() <= 1e-5 * one.abs().max()
+    assert largest_difference(baked, tmp_path / "retina.onnx", images) <= 1e-5
+
+
+def test_bad_requests_are_named(detector: Path, tool: Tool, tmp_path: Path) -> None:
+    plain = CONFIGS / "retinanet" / "retinanet_r50_fpn_1x_coco.py"
+    for arguments, message in (
+        ((plain, detector, tmp_path / "out.pth"), "the backbone is of type 'ResNet'"),
+        ((DEMO, tmp_path / "none.pth", tmp_path / "out.pth"), "no such file"),
+        ((DEMO, detector, tmp_path / "none" / "out.pth"), "there is no folder"),
+    ):
+        status, _, errors = tool("model_converters/bake_shuffle.py", *arguments)
+        assert status == 1
+        assert message in errors
+    status, _, errors = tool("deployment/export_onnx.py", plain, detector, tmp_path / "out.onnx")
+    assert status == 1
+    assert "does not fit the config's backbone" in errors
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,60 @@
+"""Export a detector's backbone and neck to ONNX, with dynamic batch, height and width.
+
+The shuffles and batch norms of an SAResNet are baked in. --check compares with ONNX Runtime on images.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import mmcv
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from torch import Tensor
+
+from sa_mmdet.deployment import export_onnx, largest_difference, load
+
+TOLERANCE = 1e-4
+
+
+def images(cfg: Config, paths: list[str]) -> Iterator[Tensor]:
+    """As the detector's own preprocessor makes them of pictures."""
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
+        preprocess: Any = MODELS.build(cfg.model.data_preprocessor)
+    for path in paths:
+        picture = mmcv.imread(path)
+        if picture is None:
+            raise ValueError(f"{path}: is no picture")
+        yield preprocess(dict(inputs=[torch.from_numpy(picture).permute(2, 0, 1)], data_samples=None))["inputs"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("checkpoint")
+    parser.add_argument("target", help="the .onnx file to write")
+    parser.add_argument("--backbone-only", action="store_true", help="leave the neck out")
+    parser.add_argument("--keep-shuffle", action="store_true", help="export the backbone as it is trained")
+    parser.add_argument("--check", nargs="+", default=[], metavar="IMAGE", help="compare with ONNX Runtime on these")
+    arguments = parser.parse_args()
+    try:
+        cfg = Config.fromfile(arguments.config)
+        model = load(cfg, arguments.checkpoint, not arguments.keep_shuffle, not arguments.backbone_only)
+        names = export_onnx(model, arguments.target)
+        print(f"{arguments.target}: image -> {', '.join(names)}")
+        if arguments.check:
+            difference = largest_difference(model, arguments.target, images(cfg, arguments.check))
+            print(
+                f"largest difference on {len(arguments.check)} images, relative to the largest output: {difference:.1e}"
+            )
+            if not difference <= TOLERANCE:
+                sys.exit(f"export_onnx: the file's outputs differ by more than {TOLERANCE}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"export_onnx: {error}")
+
+
+if __name__ == "__main__":
+    main()

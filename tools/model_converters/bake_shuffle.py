@@ -1,0 +1,42 @@
+"""Fold batch norms and channel shuffles of a detector's SAResNet into its convolutions, for inference.
+
+Writes the weights and, beside them, the config that takes them (TARGET with the suffix .py).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+
+from sa_mmdet.checkpoints import write
+from sa_mmdet.deployment import bake_detector
+
+TOLERANCE = 1e-5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("checkpoint")
+    parser.add_argument("target", type=Path, help="the file of weights to write: .pth or .safetensors")
+    arguments = parser.parse_args()
+    try:
+        cfg, state, difference = bake_detector(Config.fromfile(arguments.config), arguments.checkpoint)
+        if not difference <= TOLERANCE:
+            sys.exit(
+                f"bake_shuffle: the baked backbone differs by {difference:.1e}, more than {TOLERANCE}: not written"
+            )
+        write(arguments.target, state, dict(cfg=cfg.pretty_text, baked=True))
+        config = arguments.target.with_suffix(".py")
+        aside = config.with_name(f".{config.stem}.new.py")
+        cfg.dump(aside)
+        aside.replace(config)
+    except (OSError, ValueError) as error:
+        sys.exit(f"bake_shuffle: {error}")
+    print(f"largest difference of an output, relative to the largest: {difference:.1e}")
+    print(f"{arguments.target} and {config}")
+
+
+if __name__ == "__main__":
+    main()
