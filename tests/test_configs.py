@@ -9,12 +9,16 @@ from conftest import REPOSITORY
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import DefaultScope
 
 from sa_mmdet.attention import Attention
 
 CONFIGS = REPOSITORY / "configs"
 RUNNABLE = sorted(path for path in CONFIGS.glob("*/*.py") if not path.parent.name.startswith("_"))
-COCO = [path for path in RUNNABLE if path.parent.name != "demo"]
+DETECTORS = [path for path in RUNNABLE if path.parent.name != "imagenet"]
+CLASSIFIERS = [path for path in RUNNABLE if path.parent.name == "imagenet"]
+COCO = [path for path in DETECTORS if path.parent.name != "demo"]
 
 spec = importlib.util.spec_from_file_location("make_tables", REPOSITORY / "tools" / "misc" / "make_tables.py")
 assert spec is not None
@@ -34,12 +38,40 @@ def build(path: Path) -> Any:
         return MODELS.build(cfg.model)
 
 
-@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DETECTORS, ids=lambda path: path.stem)
 def test_config_builds(path: Path) -> None:
     model = build(path)
     found = {make_tables.ATTENTION[m._abbr_] for m in model.modules() if isinstance(m, Attention)}
     arm = path.stem.split("_")[1].rpartition("-")[0]
     assert found == ({make_tables.ATTENTION[arm]} if arm else set())
+
+
+@pytest.mark.parametrize("path", CLASSIFIERS, ids=lambda path: path.stem)
+def test_classifier_builds_and_learns_in_every_parameter(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mmpretrain", reason="MMPretrain, or torchvision beneath it, is not installed")
+    for name in ("cat", "dog", "hen"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    monkeypatch.setenv("IMAGE_FOLDER", str(tmp_path))
+    cfg = Config.fromfile(path)
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model: Any = ROOT_MODELS.build({**cfg.model, "_scope_": "mmpretrain"})
+    found = {make_tables.ATTENTION[m._abbr_] for m in model.modules() if isinstance(m, Attention)}
+    arm = path.stem.split("_")[0].rpartition("-r")[0].split("-")[0]
+    assert found == ({make_tables.ATTENTION[arm]} if arm else set())
+    model.train()
+    classes = cfg.model.head.num_classes
+    assert classes == (3 if path.stem == "sa-r18_folder" else 1000)
+    loss = model.head.loss(model.extract_feat(torch.randn(2, 3, 64, 64)), _labels(classes))["loss"]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def _labels(classes: int) -> list[Any]:
+    from mmpretrain.structures import DataSample
+
+    return [DataSample().set_gt_label(i % classes) for i in range(2)]
 
 
 def test_coco_configs_change_the_backbone_alone() -> None:

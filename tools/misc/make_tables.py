@@ -5,6 +5,7 @@ Run it from a source checkout after a metafile changed; a test fails when a tabl
 
 import argparse
 import csv
+import re
 from pathlib import Path
 
 from mmengine.fileio import load
@@ -13,6 +14,8 @@ CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 ATTENTION = {"": "none", "se": "SE", "eca": "ECA", "sge": "SGE", "cbam": "CBAM", "sa": "SA"}
 # Column of the paper's CSV, and the metric's name in a metafile (after "box" or "mask").
+ABLATION = {"without-norm": "w/o_gn", "without-shuffle": "w/o_shuffle", "without-fc": "w/o_Fc", "conv": "1x1_conv"}
+METHOD = {"": "ResNet", "se": "SENet", "eca": "ECA-Net", "sge": "SGE-Net", "cbam": "CBAM", "sa": "SA-Net"}
 METRICS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_s": "APS", "ap_m": "APM", "ap_l": "APL"}
 
 
@@ -53,11 +56,35 @@ def table(folder: Path) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def classification_table(folder: Path) -> str:
+    """As :func:`table`, of the paper's Tables 2 and 1."""
+    ablations, arms = paper_rows("table1_ablation_imagenet.csv"), paper_rows("table2_imagenet.csv")
+    header = ["config", "attention", "figures", "Param. (M)", "GFLOPs", "top-1", "top-5"]
+    lines = [header, ["---"] * len(header)]
+    for model in load(folder / "metafile.yml")["Models"]:
+        match = re.fullmatch(r"(?:([a-z]+)-)?r(\d+)(?:-([a-z-]+))?_8xb32_in1k", model["Name"])
+        if match is None:  # an example, of other data
+            continue
+        arm, depth, ablation = match.groups(default="")
+        if ablation:
+            found = find_row(ablations, method=ABLATION[ablation])
+        else:
+            found = find_row(arms, method=METHOD[arm], backbone=f"ResNet-{depth}")
+        name = [f"[{model['Name']}]({Path(model['Config']).name})", " ".join((ATTENTION[arm], ablation)).strip()]
+        columns = ("params_m", "gflops", "top1", "top5")
+        lines.append([*name, "paper", *(found.get(column, "") for column in columns)])
+        for result in model.get("Results", []):
+            figures = [str(result["Metrics"].get(metric, "")) for metric in ("Top 1 Accuracy", "Top 5 Accuracy")]
+            lines.append([*name, "ours", "", "", *figures])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def updated(folder: Path) -> str:
     """The README of a config folder with its table made anew."""
     before, _, rest = (folder / "README.md").read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table(folder)}\n{END}{after}"
+    made = classification_table(folder) if folder.name == "imagenet" else table(folder)
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
 
 
 def folders() -> list[Path]:

@@ -1,0 +1,33 @@
+"""Train a small SA-Net on a folder of pictures, FOLDER/{train,val}/<class>/*.jpg, which IMAGE_FOLDER names."""
+
+import os
+
+_base_ = ["../_base_/imagenet.py"]
+
+data_root = os.environ.get("IMAGE_FOLDER", "data/images")
+_train = os.path.join(data_root, "train")
+if not os.path.isdir(_train):
+    raise FileNotFoundError(f"{_train}: no such folder: set IMAGE_FOLDER to one with train/<class> and val/<class>")
+num_classes = sum(entry.is_dir() for entry in os.scandir(_train))
+
+model = dict(
+    backbone=dict(type="mmdet.SAResNet", depth=18, groups=16),
+    head=dict(in_channels=512, num_classes=num_classes, topk=(1,)),
+)
+data_preprocessor = dict(num_classes=num_classes)
+_dataset = dict(_delete_=True, type="CustomDataset", data_root=data_root, with_label=True)
+train_dataloader = dict(dataset=dict(**_dataset, data_prefix="train", pipeline={{_base_.train_pipeline}}))
+val_dataloader = dict(dataset=dict(**_dataset, data_prefix="val", pipeline={{_base_.test_pipeline}}))
+test_dataloader = val_dataloader
+val_evaluator = dict(topk=(1,))
+test_evaluator = val_evaluator
+
+# Small sets want many looks and a short warm-up.
+train_cfg = dict(max_epochs=30)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, begin=0, end=1, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", T_max=29, begin=1, by_epoch=True),
+]
+optim_wrapper = dict(optimizer=dict(lr=0.0125))  # for batches of 32 on one GPU or CPU
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=1, save_best="accuracy/top1"))
+del _train, _dataset

@@ -1,0 +1,3 @@
+_base_ = ["../_base_/imagenet.py"]
+
+model = dict(backbone=dict(type="mmdet.AttentionResNet", depth=101, attention=dict(type="SqueezeExcitation")))
