@@ -216,3 +216,12 @@ def test_attention_that_cannot_be_undone_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="needs an ungrouped convolution"):
         load(model)
+
+
+def test_attention_behind_stages_has_no_exact_start(tmp_path: Path) -> None:
+    torch.save(ResNet(18).state_dict(), tmp_path / "plain.pth")
+    cfg = dict(type="AttentionResNet", depth=18, stage_attention=dict(type="BAM"))
+    init_cfg = dict(type="ResNetPretrained", checkpoint=str(tmp_path / "plain.pth"))
+    model: Any = MODELS.build({**cfg, "init_cfg": init_cfg})
+    with pytest.raises(ValueError, match=r"layer1\.bam.* stands behind a stage"):
+        model.init_weights()

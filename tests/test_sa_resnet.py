@@ -148,3 +148,18 @@ def test_blocks_start_as_identities_like_mmdetections(depth: int) -> None:
 def test_bad_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises((ValueError, KeyError, TypeError), match=message):
         build(**{"depth": 50, **options})
+
+
+def test_attention_behind_stages_freezes_and_learns_with_them() -> None:
+    model: Any = MODELS.build(
+        dict(type="AttentionResNet", depth=18, stage_attention=dict(type="BAM", ratio=8), frozen_stages=1)
+    )
+    behind = {name: p for name, p in model.named_parameters() if ".bam." in name}
+    assert {name.split(".")[0] for name in behind} == {"layer1", "layer2", "layer3"}
+    assert all(parameter.requires_grad == (not name.startswith("layer1")) for name, parameter in behind.items())
+    model.train(True)
+    sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64))).backward()
+    for name, parameter in behind.items():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name

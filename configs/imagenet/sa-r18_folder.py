@@ -1,8 +1,7 @@
 """Train a small SA-Net on a folder of pictures, FOLDER/{train,val}/<class>/*.jpg, which IMAGE_FOLDER names."""
 
-import os
-
 _base_ = ["../_base_/imagenet.py"]
+import os  # noqa: E402  (before the bases, MMEngine would take this for a config of its other kind)
 
 data_root = os.environ.get("IMAGE_FOLDER", "data/images")
 _train = os.path.join(data_root, "train")
