@@ -1,0 +1,284 @@
+"""COCO average precision of several result files on the same images, and how sure their differences are.
+
+Images are matched once, by pycocotools. A bootstrap's resample then is a weight an image: the detections of a category
+stay in the order of their scores, and an image that is drawn three times counts its detections three times. That gives
+exactly what pycocotools would of the resampled set.
+"""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+Floats = NDArray[np.floating]
+METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
+TASKS = {"bbox": "box", "segm": "mask"}
+_MAX_DETECTIONS = 100
+_CHUNK = 100  # resamples at once
+_AREAS = (0, 1, 2, 3)  # pycocotools' all, small, medium, large
+
+
+@dataclass
+class Matches:
+    """What the resampling needs of one category and one range of areas, at all T IoU thresholds.
+
+    Detections stand in the order of their scores.
+    """
+
+    images: NDArray[np.intp]  # D: of each detection, an index
+    true: NDArray[np.bool_]  # T x D: matches an object that counts
+    counted: NDArray[np.bool_]  # T x D: is not to be ignored
+    objects: NDArray[np.float64]  # an image: objects that count
+
+
+@dataclass
+class Evaluation:
+    """One result file, of one task."""
+
+    points: dict[str, float]  # pycocotools' own figures, 0 to 1; NaN where no object is of that size
+    matches: dict[int, list[Matches]]  # by range of areas, a category each
+    thresholds: Floats
+    recalls: Floats
+    per_class: dict[str, float]
+
+
+def load_annotations(path: str | Path) -> COCO:
+    """Read COCO annotations.
+
+    Raises:
+        ValueError: The file is missing or none of COCO's form.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(str(path))
+        if not coco.getImgIds() or not coco.getCatIds():
+            raise ValueError("it has no images or no categories")
+        return coco
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"{path}: no COCO annotations: {type(error).__name__}: {error}") from error
+
+
+def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
+    """Read and check detections in COCO's result format.
+
+    Raises:
+        ValueError: The file cannot be read, or an entry lacks a field, has a score or a box that is no number, or is
+            of an image or a category that the annotations do not have.
+    """
+    try:
+        entries = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no readable JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: holds no list of detections but a {type(entries).__name__}")
+    images, categories = set(coco.getImgIds()), set(coco.getCatIds())
+    for number, entry in enumerate(entries):
+        where = f"{path}: entry {number}"
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where} is no object")
+        missing = [name for name in ("image_id", "category_id", "score") if name not in entry]
+        if missing or not {"bbox", "segmentation"} & set(entry):
+            raise ValueError(f"{where} lacks {', '.join(missing) or 'both bbox and segmentation'}")
+        if entry["image_id"] not in images:
+            raise ValueError(
+                f"{where} is of image {entry['image_id']!r}, which the annotations do not have: are these the results "
+                "of other images?"
+            )
+        if entry["category_id"] not in categories:
+            raise ValueError(f"{where} is of category {entry['category_id']!r}, which the annotations do not have")
+        numbers = [entry["score"], *entry.get("bbox", [])]
+        if (
+            not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+            or len(entry.get("bbox", "four")) != 4
+        ):
+            raise ValueError(f"{where} has a score or a box that is no number: {numbers}")
+        if "segmentation" in entry:
+            _check_mask(entry["segmentation"], coco.imgs[entry["image_id"]], where)
+    return entries
+
+
+def _check_mask(mask: Any, image: Mapping[str, Any], where: str) -> None:
+    size = [image.get("height"), image.get("width")]
+    whole = isinstance(mask, dict) and isinstance(mask.get("counts"), str) and mask["counts"].isascii()
+    if not whole or mask.get("size") != size:
+        raise ValueError(f"{where} has a mask that is no compressed run-length code of size {size}, the image's")
+
+
+def tasks_of(entries: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The tasks that all of these detections have an answer to."""
+    fields = {"bbox": "bbox", "segm": "segmentation"}
+    return {task for task, name in fields.items() if entries and all(name in entry for entry in entries)}
+
+
+def evaluate(coco: COCO, entries: Sequence[Mapping[str, Any]], task: str) -> Evaluation:
+    """Match detections and objects with pycocotools.
+
+    Args:
+        coco: The annotations.
+        entries: Checked detections; there may be none.
+        task: 'bbox' or 'segm'.
+    """
+    dropped = "segmentation" if task == "bbox" else "bbox"  # from which pycocotools would take the wrong areas
+    own = [{key: value for key, value in entry.items() if key != dropped} for entry in entries]
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = coco.loadRes(own) if own else _nothing(coco)
+        judge = COCOeval(coco, found, task)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    points = {name: float(value) if value >= 0 else math.nan for name, value in zip(METRICS, judge.stats, strict=False)}
+    parameters = judge.params
+    precision = judge.eval["precision"][:, :, :, 0, -1]  # T x R x K
+    names = [coco.cats[category]["name"] for category in parameters.catIds]
+    per_class = {
+        name: float(precision[:, :, k].mean()) if (precision[:, :, k] > -1).any() else math.nan
+        for k, name in enumerate(names)
+    }
+    count = len(parameters.imgIds)
+    matches = {
+        area: [
+            _matches(judge.evalImgs[(k * len(_AREAS) + area) * count : (k * len(_AREAS) + area + 1) * count])
+            for k in range(len(names))
+        ]
+        for area in _AREAS
+    }
+    return Evaluation(points, matches, np.asarray(parameters.iouThrs), np.asarray(parameters.recThrs), per_class)
+
+
+def _nothing(coco: COCO) -> COCO:
+    empty = COCO()
+    empty.dataset = {**coco.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def _matches(images: Sequence[dict[str, Any] | None]) -> Matches:
+    objects = np.array([0 if image is None else (1 - np.asarray(image["gtIgnore"])).sum() for image in images], float)
+    kept = [(i, image) for i, image in enumerate(images) if image is not None and image["dtScores"]]
+    if not kept:
+        empty = np.zeros((10, 0), bool)
+        return Matches(np.zeros(0, np.intp), empty, empty, objects)
+    scores = np.concatenate([image["dtScores"][:_MAX_DETECTIONS] for _, image in kept])
+    order = np.argsort(-scores, kind="mergesort")  # as pycocotools sorts
+    matched = np.concatenate([image["dtMatches"][:, :_MAX_DETECTIONS] for _, image in kept], 1)[:, order] > 0
+    ignored = np.concatenate([image["dtIgnore"][:, :_MAX_DETECTIONS] for _, image in kept], 1)[:, order] > 0
+    of = np.concatenate([np.full(len(image["dtScores"][:_MAX_DETECTIONS]), i) for i, image in kept])[order]
+    return Matches(of, matched & ~ignored, ~ignored, objects)
+
+
+def resampled(
+    evaluation: Evaluation, weights: NDArray[np.float32], progress: Callable[[], None] = lambda: None
+) -> dict[str, Floats]:
+    """The metrics of resamples of the images.
+
+    Args:
+        evaluation: Of N images.
+        weights: R x N: how many times each resample has drawn each image.
+        progress: Called once for each category and range of areas.
+
+    Returns:
+        For each metric R values, 0 to 1; NaN where a resample holds no object of that size.
+    """
+    per_threshold: dict[int, tuple[Floats, Floats]] = {}
+    for area, categories in evaluation.matches.items():
+        total = np.zeros((len(evaluation.thresholds), len(weights)))
+        present = np.zeros(len(weights))
+        for matches in categories:
+            precision, there = _average_precision(matches, weights, evaluation.recalls)
+            total += np.where(there, precision, 0)
+            present += there
+            progress()
+        with np.errstate(invalid="ignore"):
+            per_threshold[area] = total / present, present
+    whole = per_threshold[0][0]
+    at = {round(float(value), 2): i for i, value in enumerate(evaluation.thresholds)}
+    return {
+        "AP": whole.mean(0),
+        "AP50": whole[at[0.5]],
+        "AP75": whole[at[0.75]],
+        **{name: per_threshold[area][0].mean(0) for name, area in (("APS", 1), ("APM", 2), ("APL", 3))},
+    }
+
+
+def _average_precision(
+    matches: Matches, weights: NDArray[np.float32], recalls: Floats
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """T x R average precisions of a category, and which of the R resamples have objects of it."""
+    objects = weights @ matches.objects
+    there = objects > 0
+    precision = np.zeros((len(matches.true), len(weights)))
+    if not matches.true.any():
+        return precision, there
+    drawn = weights[:, matches.images]
+    everything = np.cumsum(drawn, 1)
+    for t, (true, counted) in enumerate(zip(matches.true, matches.counted, strict=True)):
+        [hits] = true.nonzero()
+        if not len(hits):
+            continue
+        # Precision is needed at the true detections alone: between them it only falls.
+        reached = np.cumsum(drawn[:, hits], 1)
+        if counted.all():
+            before = everything[:, hits]
+        else:
+            places = np.cumsum(counted)[hits] - 1
+            before = np.cumsum(drawn[:, counted], 1)[:, places]
+        with np.errstate(invalid="ignore"):
+            at_hits = np.where(before > 0, reached / np.maximum(before, 1), 0)
+        best = np.maximum.accumulate(at_hits[:, ::-1], 1)[:, ::-1]
+        padded = np.concatenate([best, np.zeros((len(best), 1), best.dtype)], 1)
+        for r in there.nonzero()[0]:
+            places = np.searchsorted(reached[r] / np.float64(objects[r]), recalls)  # rounded as pycocotools rounds
+            precision[t, r] = padded[r, places].mean()
+    return precision, there
+
+
+def bootstrap(
+    evaluations: Sequence[Evaluation],
+    resamples: int,
+    seed: int,
+    progress: Callable[[], None] = lambda: None,
+) -> list[dict[str, Floats]]:
+    """The metrics of all arms on the same resamples of the images."""
+    count = len(evaluations[0].matches[0][0].objects)
+    generator = np.random.default_rng(seed)
+    found: list[dict[str, list[Floats]]] = [{name: [] for name in METRICS} for _ in evaluations]
+    for begin in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - begin)
+        weights = generator.multinomial(count, np.full(count, 1 / count), size).astype(np.float32)
+        for arm, evaluation in zip(found, evaluations, strict=True):
+            for name, values in resampled(evaluation, weights, progress).items():
+                arm[name].append(values)
+    return [{name: np.concatenate(parts) for name, parts in arm.items()} for arm in found]
+
+
+def steps(evaluations: Sequence[Evaluation], resamples: int) -> int:
+    """How often :func:`bootstrap` calls ``progress``."""
+    each = sum(len(categories) for evaluation in evaluations for categories in evaluation.matches.values())
+    return each * math.ceil(resamples / _CHUNK)
+
+
+def differences(
+    evaluations: Sequence[Evaluation], samples: Sequence[Mapping[str, Floats]], level: float = 0.95
+) -> list[dict[str, dict[str, float]]]:
+    """Of every arm but the first, each metric's difference to the first arm with the interval's ends."""
+    tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
+    found = []
+    for evaluation, sample in zip(evaluations[1:], samples[1:], strict=True):
+        row = {}
+        for name in METRICS:
+            spread = sample[name] - samples[0][name]
+            spread = spread[np.isfinite(spread)]
+            low, high = np.percentile(spread, tails) if len(spread) else (math.nan, math.nan)
+            difference = evaluation.points[name] - evaluations[0].points[name]
+            row[name] = dict(difference=difference, low=float(low), high=float(high))
+        found.append(row)
+    return found
