@@ -34,6 +34,7 @@ setup(
     extras_require={
         "upstream": ["mmengine>=0.10", "mmcv>=2.0.1,<2.2", "mmdet>=3.3"],
         "weights": ["safetensors"],
+        "visual": ["captum"],
         "deploy": ["onnx", "onnxruntime", "onnxscript"],
         "onedl": ["onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"],
     },

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Tool
+from conftest import REPOSITORY, Tool
 from fuzz_checkpoints import fuzz
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from released import ECA_KERNELS, KINDS, features, weights
 from safetensors.torch import save_file
 from torch import Tensor
@@ -287,3 +288,16 @@ def test_mutated_files_end_in_a_sentence() -> None:
     answers = fuzz(400)
     assert len(answers) > 5
     assert answers["peak memory, MiB"] < 8000
+
+
+def test_the_readmes_command_hands_pretraining_to_a_detector(sa50: State, tmp_path: Path) -> None:
+    """As MMPretrain saves it: backbone. and head.fc., and more beside the weights."""
+    state = {f"backbone.{key}": value for key, value in sa50.items() if not key.startswith("fc.")}
+    torch.save(dict(state_dict=state, meta=dict(epoch=100)), tmp_path / "epoch_100.pth")
+    cfg = Config.fromfile(REPOSITORY / "configs" / "faster_rcnn" / "faster-rcnn_sa-r50_fpn_1x_coco.py")
+    options = dict(type="Pretrained", prefix="backbone.", checkpoint=str(tmp_path / "epoch_100.pth"))
+    cfg.merge_from_dict({f"model.backbone.init_cfg.{key}": value for key, value in options.items()})
+    backbone: Any = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    own = backbone.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in sa50.items() if not key.startswith("fc."))

@@ -1,0 +1,117 @@
+"""Grad-CAM of the three families of detectors."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import Tool
+from mmdet.registry import MODELS
+from mmengine.config import Config
+
+from sa_mmdet.analysis.activation_maps import ActivationMaps
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed")
+CONFIGS = Path(__file__).parents[1] / "configs"
+DEMO = CONFIGS / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
+RETINA = """
+_base_ = "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py"
+custom_imports = dict(imports=["sa_mmdet"])
+model = dict(backbone=dict(type="AttentionResNet", attention=dict(type="SqueezeExcitation"), init_cfg=None))
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(160, 96), keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+"""
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Config and weights of each family, and a picture."""
+    root = tmp_path_factory.mktemp("networks")
+    retina = root / "retina.py"
+    retina.write_text(RETINA)
+    configs = dict(mask=DEMO, faster=CONFIGS / "demo" / "faster-rcnn_sa-r18_fpn_bccd.py", retina=retina)
+    found = {}
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        model: Any = MODELS.build(Config.fromfile(config).model)
+        torch.save(model.state_dict(), root / f"{name}.pth")
+        found[name] = (config, root / f"{name}.pth")
+    picture = np.random.default_rng(0).integers(0, 255, (90, 150, 3), np.uint8)
+    cv2.imwrite(str(root / "picture.png"), cv2.GaussianBlur(picture, (0, 0), 5))
+    found["picture"] = (root / "picture.png", root / "picture.png")
+    return found
+
+
+@pytest.mark.parametrize("family", ["mask", "faster", "retina"])
+def test_each_object_of_each_family_has_a_map(family: str, networks: dict[str, tuple[Path, Path]]) -> None:
+    picture, found = ActivationMaps(*networks[family])(networks["picture"][0], top=6, threshold=0)
+    assert picture.shape == (90, 150, 3)
+    assert len(found) == 6
+    assert found[0].score >= found[1].score >= found[5].score > 0
+    for one in found:
+        assert one.map.shape == (90, 150)
+        assert np.isfinite(one.map).all()
+        assert one.map.min() >= 0
+        assert one.map.max() in (0, pytest.approx(1))
+        assert one.box is not None
+        assert 0 <= one.box[0] < one.box[2] <= 150
+    assert any(one.map.max() > 0 for one in found)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+def test_the_map_is_the_gradient_times_the_activation(method: str, networks: dict[str, tuple[Path, Path]]) -> None:
+    maps = ActivationMaps(*networks["faster"], layer="backbone.layer2.1", method=method)
+    _, found = maps(networks["picture"][0], top=1, threshold=0)
+    kept: dict[str, torch.Tensor] = {}
+    handle = maps.layer.register_forward_hook(lambda module, inputs, output: kept.update(out=output))
+    _, sample, image = maps._read(networks["picture"][0])
+    [result] = maps.model.predict(image, [sample])
+    score = result.pred_instances.scores.max()
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, kept["out"])
+    if method == "gradcam":
+        gradient = gradient.mean((2, 3), keepdim=True)
+    expected = (gradient * kept["out"]).sum(1, keepdim=True).clamp(min=0)
+    expected = torch.nn.functional.interpolate(expected, image.shape[-2:], mode="bilinear")
+    height, width = sample.img_shape
+    expected = torch.nn.functional.interpolate(expected[:, :, :height, :width], (90, 150), mode="bilinear")[0, 0]
+    np.testing.assert_allclose(found[0].map, (expected / expected.max()).detach(), atol=1e-5)
+
+
+def test_the_tool_draws_a_sheet_of_all_arms(networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(networks["picture"][0].read_bytes())
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    options = ["--arm", "RetinaNet", *networks["retina"], "--threshold", 0, "--top", 2, "--out-dir", tmp_path / "out"]
+    status, printed, errors = tool("analysis_tools/visualize_cam.py", *networks["mask"], folder, *options)
+    assert status == 1
+    assert "1 sheets in" in printed
+    assert f"skipped {folder / 'bad.jpg'}: no picture" in errors
+    drawn: Any = cv2.imread(str(tmp_path / "out" / "good.png"))
+    assert drawn.shape[1] > 500
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 1000
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_bad_requests_are_named(networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path) -> None:
+    picture = networks["picture"][0]
+    for arguments, message in (
+        ((*networks["mask"], tmp_path / "none.png"), "none.png: no such file"),
+        ((*networks["mask"], tmp_path), "no pictures in it"),
+        ((*networks["mask"], picture, "--layer", "backbone.layer9"), "there is no layer 'backbone.layer9'; there are"),
+        ((networks["mask"][0], networks["retina"][1], picture), "does not fit"),
+        ((networks["mask"][0], picture, picture), "is no file of weights"),
+    ):
+        status, _, errors = tool("analysis_tools/visualize_cam.py", *arguments)
+        assert status == 1
+        assert message in errors
+        assert len(errors.strip().splitlines()) == 1
