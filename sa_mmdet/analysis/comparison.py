@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import math
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 TASKS = {"bbox": "box", "segm": "mask"}
 _MAX_DETECTIONS = 100
 _CHUNK = 100  # resamples at once
+_CATEGORIES = 8  # matched at once
 _AREAS = (0, 1, 2, 3)  # pycocotools' all, small, medium, large
 
 
@@ -129,29 +131,44 @@ def evaluate(coco: COCO, entries: Sequence[Mapping[str, Any]], task: str) -> Eva
     """
     dropped = "segmentation" if task == "bbox" else "bbox"  # from which pycocotools would take the wrong areas
     own = [{key: value for key, value in entry.items() if key != dropped} for entry in entries]
+    matches: dict[int, list[Matches]] = {area: [] for area in _AREAS}
+    parts: dict[str, list[Any]] = dict(precision=[], recall=[])
     with contextlib.redirect_stdout(io.StringIO()):
         found = coco.loadRes(own) if own else _nothing(coco)
         judge = COCOeval(coco, found, task)
-        judge.evaluate()
-        judge.accumulate()
+        categories, count = list(judge.params.catIds), len(judge.params.imgIds)
+        # A few categories at a time: what pycocotools keeps of all of them takes gigabytes.
+        for begin in range(0, len(categories), _CATEGORIES):
+            judge.params.catIds = categories[begin : begin + _CATEGORIES]
+            judge.evaluate()
+            judge.accumulate()
+            for name, arrays in parts.items():
+                arrays.append(judge.eval[name])
+            for number in range(len(judge.params.catIds)):
+                for area in _AREAS:
+                    first = (number * len(_AREAS) + area) * count
+                    matches[area].append(_matches(judge.evalImgs[first : first + count]))
+        judge.params.catIds = categories
+        judge.eval = dict(precision=np.concatenate(parts["precision"], 2), recall=np.concatenate(parts["recall"], 1))
         judge.summarize()
     points = {name: float(value) if value >= 0 else math.nan for name, value in zip(METRICS, judge.stats, strict=False)}
-    parameters = judge.params
     precision = judge.eval["precision"][:, :, :, 0, -1]  # T x R x K
-    names = [coco.cats[category]["name"] for category in parameters.catIds]
     per_class = {
-        name: float(precision[:, :, k].mean()) if (precision[:, :, k] > -1).any() else math.nan
-        for k, name in enumerate(names)
+        coco.cats[category]["name"]: float(precision[:, :, k].mean()) if (precision[:, :, k] > -1).any() else math.nan
+        for k, category in enumerate(categories)
     }
-    count = len(parameters.imgIds)
-    matches = {
-        area: [
-            _matches(judge.evalImgs[(k * len(_AREAS) + area) * count : (k * len(_AREAS) + area + 1) * count])
-            for k in range(len(names))
-        ]
-        for area in _AREAS
-    }
-    return Evaluation(points, matches, np.asarray(parameters.iouThrs), np.asarray(parameters.recThrs), per_class)
+    return Evaluation(points, matches, np.asarray(judge.params.iouThrs), np.asarray(judge.params.recThrs), per_class)
+
+
+def evaluate_files(annotations: str, results: Sequence[str], task: str) -> list[Evaluation]:
+    """:func:`evaluate` of each file, two at a time: matching is the longest step, and pycocotools uses one core."""
+    with multiprocessing.get_context("fork").Pool(min(2, len(results)), maxtasksperchild=1) as pool:
+        return pool.starmap(_evaluate_file, [(annotations, path, task) for path in results], chunksize=1)
+
+
+def _evaluate_file(annotations: str, results: str, task: str) -> Evaluation:
+    coco = load_annotations(annotations)
+    return evaluate(coco, load_results(results, coco), task)
 
 
 def _nothing(coco: COCO) -> COCO:

@@ -5,7 +5,6 @@ test.py writes such files with --cfg-options test_evaluator.outfile_prefix=PREFI
 
 import argparse
 import json
-import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,6 @@ from sa_mmdet.analysis import comparison
 from sa_mmdet.analysis.comparison import METRICS, TASKS
 
 _COLUMN = 8
-
-
-def evaluations(annotations: str, entries: list[list[dict[str, Any]]], task: str) -> list[comparison.Evaluation]:
-    """One process a file: matching is the longest single step, and pycocotools uses one core."""
-    coco = comparison.load_annotations(annotations)
-    with multiprocessing.get_context("fork").Pool(min(2, len(entries))) as pool:
-        return pool.starmap(comparison.evaluate, [(coco, one, task) for one in entries])
 
 
 def print_table(task: str, names: list[str], found: list[comparison.Evaluation]) -> None:
@@ -89,21 +81,24 @@ def main() -> None:
         parser.error(f"--resamples {arguments.resamples} must be 1 or more, --level {arguments.level} between 0 and 1")
     written: dict[str, Any] = dict(command=sys.argv[1:], names=names, seed=arguments.seed, tasks={})
     rows = {}
+    answered = []
     try:
         coco = comparison.load_annotations(arguments.annotations)
-        entries = [comparison.load_results(path, coco) for path in arguments.results]
+        for path in arguments.results:
+            entries = comparison.load_results(path, coco)
+            if entries:
+                answered.append(comparison.tasks_of(entries))
+            else:
+                print(f"{path}: holds no detections: judged as none")
+        images = len(coco.getImgIds())
+        del coco, entries  # gigabytes, for a large set
     except ValueError as error:
         sys.exit(f"compare_results: {error}")
-    images = len(coco.getImgIds())
-    for path, one in zip(arguments.results, entries, strict=True):
-        if not one:
-            print(f"{path}: holds no detections: judged as none")
-    answered = [comparison.tasks_of(one) for one in entries if one]
     tasks = set.intersection(*answered) if answered else {"bbox"}
     if not tasks:
         sys.exit("compare_results: the files have neither boxes nor masks in common")
     for task in sorted(tasks):
-        found = evaluations(arguments.annotations, entries, task)
+        found = comparison.evaluate_files(arguments.annotations, arguments.results, task)
         print_table(task, names, found)
         written["tasks"][task] = dict(points=[evaluation.points for evaluation in found])
         if len(found) > 1:
