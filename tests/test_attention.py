@@ -68,6 +68,8 @@ CASES = [
     Case(dict(type="SpatialGroupEnhance", groups=4), reference.spatial_group_enhance, {"weight", "bias"}, G4),
     Case(dict(type="CBAM", ratio=4), reference.cbam, CBAM_NAMES, dict(training=True)),
 ]
+# Behind a stage, and for inference: see tests/test_convert_checkpoint.py and tests/test_deployment.py too.
+OUTSIDE_BLOCKS: list[dict[str, Any]] = [dict(type="BAM", ratio=4), dict(type="BakedShuffleAttention")]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 
 
@@ -81,7 +83,7 @@ def build(case: Case, randomised: bool = True) -> Any:
 
 def test_every_registered_module_is_tested() -> None:
     modules = {name for name in sa_mmdet.attention.__all__ if name != "Attention"}
-    assert modules == {case.cfg["type"] for case in CASES}
+    assert modules == {case.cfg["type"] for case in CASES} | {cfg["type"] for cfg in OUTSIDE_BLOCKS}
 
 
 # Batches of one, odd and single-row maps; a single position last.
@@ -112,6 +114,36 @@ def test_cbam_in_evaluation_mode_equals_the_formula() -> None:
     module.eval()
     x = torch.randn(2, CHANNELS, 7, 5, dtype=torch.float64)
     torch.testing.assert_close(module(x), reference.cbam(x, module.state_dict(), training=False), rtol=0, atol=1e-10)
+
+
+def test_bam_in_evaluation_mode_equals_the_formula_with_gradients() -> None:
+    _, module = build_plugin_layer(dict(type="BAM", ratio=4), in_channels=CHANNELS)
+    module.double().eval()
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 1)
+    x = torch.randn(2, CHANNELS, 7, 5, dtype=torch.float64, requires_grad=True)
+    state = dict(module.named_buffers()) | dict(module.named_parameters())
+    pairs = []
+    for out in (module(x), reference.bam(x, state)):
+        pairs.append([out, *torch.autograd.grad(out.square().sum(), [x, *module.parameters()])])
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("cfg", OUTSIDE_BLOCKS, ids=lambda cfg: cfg["type"])
+def test_layers_outside_blocks_learn_and_take_half_precision(cfg: dict) -> None:
+    for scope in ("mmdet", "mmengine"):
+        with DefaultScope.overwrite_default_scope(scope):
+            _, module = build_plugin_layer(cfg, in_channels=CHANNELS)
+    x = torch.randn(2, CHANNELS, 6, 6)
+    module(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    module.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = module(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), module(x), rtol=0.05, atol=0.05)
 
 
 @every_case

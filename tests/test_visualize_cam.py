@@ -72,8 +72,8 @@ def test_the_map_is_the_gradient_times_the_activation(method: str, networks: dic
     _, found = maps(networks["picture"][0], top=1, threshold=0)
     kept: dict[str, torch.Tensor] = {}
     handle = maps.layer.register_forward_hook(lambda module, inputs, output: kept.update(out=output))
-    _, sample, image = maps._read(networks["picture"][0])
-    [result] = maps.model.predict(image, [sample])
+    _, sample, image = maps.network.read(networks["picture"][0])
+    [result] = maps.network.model.predict(image, [sample])
     score = result.pred_instances.scores.max()
     handle.remove()
     (gradient,) = torch.autograd.grad(score, kept["out"])

@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmdet.utils import get_test_pipeline_cfg
-from mmengine.config import Config
-from mmengine.dataset import Compose
-from mmengine.registry import MODELS, DefaultScope
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sa_mmdet.checkpoints import read, tensors_of
+from .network import Box, Network, Scores
 
 METHODS = ("gradcam", "hirescam")
 
@@ -30,7 +25,7 @@ class Found:
 
     name: str
     score: float
-    box: tuple[float, float, float, float] | None  # left, top, right, bottom in pixels of the picture
+    box: Box | None
     map: NDArray[np.float32]  # H x W of the picture, 0 to 1
 
 
@@ -69,36 +64,15 @@ class ActivationMaps:
         self.method = method
         if importlib.util.find_spec("captum") is None:
             raise ValueError("Grad-CAM needs captum: pip install captum")
-        cfg = Config.fromfile(config)
-        self.scope = cfg.get("default_scope", "mmdet")
-        loaded = read(checkpoint)
-        with self._in_scope():
-            self.model: Any = MODELS.build({**cfg.model, "_scope_": self.scope})
-            steps = get_test_pipeline_cfg(cfg)
-            self.pipeline = Compose([step for step in steps if not step["type"].endswith("LoadAnnotations")])
-        try:
-            self.model.load_state_dict(tensors_of(loaded, checkpoint))
-        except RuntimeError as error:
-            raise ValueError(f"{checkpoint}: does not fit {config}: {' '.join(str(error).split())[:300]}") from error
-        self.model.to(device).eval()
-        self.layer = self._find_layer(layer)
-        self.classes = _classes(cfg, loaded)
+        self.network = Network(config, checkpoint, device)
+        self.layer = self._last_block() if layer is None else self.network.layer(layer)
 
-    def _in_scope(self) -> Any:
-        return DefaultScope.overwrite_default_scope(self.scope)
-
-    def _find_layer(self, name: str | None) -> nn.Module:
-        if name is None:
-            stage = [child for key, child in self.model.backbone.named_children() if key.startswith("layer")]
-            if not stage:
-                kind = type(self.model.backbone).__name__
-                raise ValueError(f"{kind} has no stages layer1, layer2, ...: name a layer")
-            return stage[-1][-1]
-        layers = dict(self.model.named_modules())
-        if name not in layers:
-            near = [other for other in layers if other.startswith(name.rpartition(".")[0])][:8]
-            raise ValueError(f"there is no layer {name!r}; there are {', '.join(near)}")
-        return layers[name]
+    def _last_block(self) -> nn.Module:
+        backbone = self.network.model.backbone
+        stages = [child for key, child in backbone.named_children() if key.startswith("layer")]
+        if not stages:
+            raise ValueError(f"{type(backbone).__name__} has no stages layer1, layer2, ...: name a layer")
+        return stages[-1][-1]
 
     def __call__(
         self, picture: str | Path, top: int = 4, threshold: float = 0.3
@@ -119,9 +93,9 @@ class ActivationMaps:
         """
         from captum.attr import LayerGradCam, LayerGradientXActivation
 
-        with self._in_scope():
-            shown, sample, image = self._read(picture)
-            scores = _Scores(self.model, sample)
+        with self.network.in_scope():
+            shown, sample, image = self.network.read(picture)
+            scores = Scores(self.network, sample)
             with torch.no_grad():
                 best = scores(image)[0]
             order = best.argsort(descending=True)[:top]
@@ -130,55 +104,16 @@ class ActivationMaps:
             for index in (int(i) for i in order if best[i] >= threshold):
                 with _attached_scores():
                     attribution = explain.attribute(image, target=index).sum(1, keepdim=True).clamp(min=0)
-                resized = shown.shape[:2] if scores.classifies else sample.img_shape
+                resized = shown.shape[:2] if self.network.classifies else sample.img_shape
                 found.append(
                     Found(
-                        self._name(scores.labels[index]),
+                        self.network.name(scores.labels[index]),
                         float(best[index]),
                         scores.boxes[index] if scores.boxes else None,
                         _at_picture_size(attribution.detach(), image.shape[-2:], resized, shown.shape),
                     )
                 )
         return shown, found
-
-    def _name(self, label: int) -> str:
-        return self.classes[label] if label < len(self.classes) else str(label)
-
-    def _read(self, picture: str | Path) -> tuple[NDArray[np.uint8], Any, Tensor]:
-        try:
-            shown = mmcv.imread(str(picture))
-            if shown is None:
-                raise ValueError("OpenCV cannot read it")
-            data = self.pipeline(dict(img_path=str(picture), img_id=0))
-        except Exception as error:  # whatever a broken file makes of the decoders
-            raise ValueError(f"{picture}: no picture: {' '.join(str(error).split())}") from error
-        if hasattr(self.model, "head"):  # of a classifier, whose pipeline crops
-            shown = np.ascontiguousarray(data["inputs"].permute(1, 2, 0).numpy())
-        sample = data["data_samples"]
-        batch = self.model.data_preprocessor(dict(inputs=[data["inputs"]], data_samples=[sample]), False)
-        return shown, sample, batch["inputs"]
-
-
-class _Scores(nn.Module):
-    """An image to the scores of what is found in it, 1 x S; keeps what they are of."""
-
-    def __init__(self, model: Any, sample: Any):
-        super().__init__()
-        self.model, self.sample = model, sample
-        self.classifies = hasattr(model, "head")
-        self.labels: list[int] = []
-        self.boxes: list[tuple[float, float, float, float]] = []
-
-    def forward(self, image: Tensor) -> Tensor:
-        if self.classifies:
-            logits = self.model.head(self.model.extract_feat(image))
-            self.labels = list(range(logits.shape[1]))
-            return logits.softmax(1)
-        [result] = self.model.predict(image, [self.sample], rescale=True)
-        instances = result.pred_instances
-        self.labels = instances.labels.tolist()
-        self.boxes = [tuple(box) for box in instances.bboxes.tolist()]
-        return instances.scores[None]
 
 
 @contextlib.contextmanager
@@ -195,19 +130,6 @@ def _attached_scores() -> Iterator[None]:
         yield
     finally:
         module.select_single_mlvl = original
-
-
-def _classes(cfg: Config, loaded: Any) -> list[str]:
-    """From the checkpoint, from the config's data set, or from COCO."""
-    meta = loaded.get("meta", {}) if isinstance(loaded, dict) else {}
-    dataset = cfg.get("test_dataloader", {}).get("dataset", {})
-    for known in (meta.get("dataset_meta"), dataset.get("metainfo")):
-        classes = (known or {}).get("classes")
-        if classes:
-            return list(classes)
-    from mmdet.datasets import CocoDataset
-
-    return list(CocoDataset.METAINFO["classes"])
 
 
 def _at_picture_size(

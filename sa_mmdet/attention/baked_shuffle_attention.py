@@ -58,4 +58,4 @@ class BakedShuffleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True, dtype=at_least_float32(x)).to(x.dtype)
-        return x * (self.norm(x) + self.weight * mean).sigmoid()
+        return x * (self.norm(x) + self.weight * mean).sigmoid().to(x.dtype)

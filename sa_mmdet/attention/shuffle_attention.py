@@ -6,10 +6,12 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from sa_mmdet.ops import shuffle_attention, shuffle_attention_residual
+from sa_mmdet.ops import shuffle_attention, shuffle_attention_gates, shuffle_attention_residual
 from sa_mmdet.ops.shuffle_attention import IMPLEMENTATIONS
 
 from .base import Attention, choose
+
+_Six = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def fitting_groups(channels: int) -> list[int]:
@@ -94,15 +96,18 @@ class ShuffleAttention(Attention):
             destination = destination.reshape(-1, 2).t().flatten()
         return destination, 1 / (1 + math.exp(-1))
 
+    def _parameters_in_order(self) -> _Six:
+        gamma, beta = (None, None) if self.gn is None else (self.gn.weight, self.gn.bias)
+        return self.cweight, self.cbias, self.sweight, self.sbias, gamma, beta
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The channel branch's gates, N x G x K x 1 x 1, and the spatial branch's, N x G x K x H x W."""
+        return shuffle_attention_gates(x, self._parameters_in_order(), self.groups, self.eps)
+
     def forward(self, x: Tensor) -> Tensor:
         return shuffle_attention(
             x,
-            self.cweight,
-            self.cbias,
-            self.sweight,
-            self.sbias,
-            None if self.gn is None else self.gn.weight,
-            None if self.gn is None else self.gn.bias,
+            *self._parameters_in_order(),
             self.groups,
             self.eps,
             self.shuffle,
@@ -116,12 +121,7 @@ class ShuffleAttention(Attention):
             identity,
             scale,
             shift,
-            self.cweight,
-            self.cbias,
-            self.sweight,
-            self.sbias,
-            None if self.gn is None else self.gn.weight,
-            None if self.gn is None else self.gn.bias,
+            *self._parameters_in_order(),
             self.groups,
             self.eps,
             self.shuffle,

@@ -67,26 +67,47 @@ def shuffle_attention(
     if use_fused(implementation, obstacle):
         return operator.fused(x, None, None, None, stacked(parameters), groups, eps)[0]
     k = c // (2 * groups)
-    wide = torch.promote_types(x.dtype, torch.float32)
     channel, spatial = x.reshape(n * groups, 2, k, h, w).unbind(1)
-
-    mean = channel.mean((2, 3), keepdim=True, dtype=wide)
-    channel_gate = _affine(mean, channel_weight, channel_bias).sigmoid()
-    if norm_weight is None or norm_bias is None:
-        spatial_gate = _affine(spatial.to(wide), spatial_weight, spatial_bias).sigmoid()
-    else:
-        scale, shift = norm_weight.reshape(k).to(wide), norm_bias.reshape(k).to(wide)
-        # One channel a normalisation group. A gate's own scale and shift go into those of the normalisation.
-        if spatial_weight is not None and spatial_bias is not None and spatial_weight.numel() == k:
-            weight, bias = spatial_weight.reshape(k).to(wide), spatial_bias.reshape(k).to(wide)
-            spatial_gate = F.group_norm(spatial.to(wide), k, weight * scale, weight * shift + bias, eps).sigmoid_()
-        else:
-            normalised = F.group_norm(spatial.to(wide), k, scale, shift, eps)
-            spatial_gate = _affine(normalised, spatial_weight, spatial_bias).sigmoid()
-
+    channel_gate, spatial_gate = _gates(channel, spatial, parameters, eps)
     gated = torch.stack((channel * channel_gate.to(x.dtype), spatial * spatial_gate.to(x.dtype)), dim=1)
     gated = gated.reshape(n, c, h, w)
     return F.channel_shuffle(gated, 2) if shuffle else gated
+
+
+def shuffle_attention_gates(x: Tensor, parameters: Parameters, groups: int, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """The gates by which :func:`shuffle_attention` multiplies.
+
+    Args:
+        x: N x C x H x W.
+        parameters: The six of :func:`shuffle_attention`, in its order.
+        groups: G.
+        eps: Added to the variance.
+
+    Returns:
+        Of the channel branch N x G x K x 1 x 1, of the spatial branch N x G x K x H x W, both 0 to 1.
+    """
+    n, c, h, w = x.shape
+    channel, spatial = x.reshape(n * groups, 2, c // (2 * groups), h, w).unbind(1)
+    gates = _gates(channel, spatial, parameters, eps)
+    return gates[0].unflatten(0, (n, groups)), gates[1].unflatten(0, (n, groups))
+
+
+def _gates(channel: Tensor, spatial: Tensor, parameters: Parameters, eps: float) -> tuple[Tensor, Tensor]:
+    """Of the two halves of all groups, each NG x K x H x W."""
+    channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias = parameters
+    k = channel.shape[1]
+    wide = torch.promote_types(channel.dtype, torch.float32)
+    mean = channel.mean((2, 3), keepdim=True, dtype=wide)
+    channel_gate = _affine(mean, channel_weight, channel_bias).sigmoid()
+    if norm_weight is None or norm_bias is None:
+        return channel_gate, _affine(spatial.to(wide), spatial_weight, spatial_bias).sigmoid()
+    scale, shift = norm_weight.reshape(k).to(wide), norm_bias.reshape(k).to(wide)
+    # One channel a normalisation group. A gate's own scale and shift go into those of the normalisation.
+    if spatial_weight is not None and spatial_bias is not None and spatial_weight.numel() == k:
+        weight, bias = spatial_weight.reshape(k).to(wide), spatial_bias.reshape(k).to(wide)
+        return channel_gate, F.group_norm(spatial.to(wide), k, weight * scale, weight * shift + bias, eps).sigmoid_()
+    normalised = F.group_norm(spatial.to(wide), k, scale, shift, eps)
+    return channel_gate, _affine(normalised, spatial_weight, spatial_bias).sigmoid()
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
