@@ -6,6 +6,7 @@ exactly what pycocotools would of the resampled set.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -281,6 +282,15 @@ def steps(evaluations: Sequence[Evaluation], resamples: int) -> int:
     """How often :func:`bootstrap` calls ``progress``."""
     each = sum(len(categories) for evaluation in evaluations for categories in evaluation.matches.values())
     return each * math.ceil(resamples / _CHUNK)
+
+
+def averaged(
+    evaluations: Sequence[Evaluation], samples: Sequence[Mapping[str, Floats]]
+) -> tuple[Evaluation, dict[str, Floats]]:
+    """The mean of several runs of one arm, of their figures and in each resample."""
+    points = {name: float(np.mean([evaluation.points[name] for evaluation in evaluations])) for name in METRICS}
+    means = {name: np.mean([sample[name] for sample in samples], 0) for name in METRICS}
+    return dataclasses.replace(evaluations[0], points=points), means
 
 
 def differences(
