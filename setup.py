@@ -19,6 +19,7 @@ setup(
     package_data={
         "sa_mmdet": [
             "py.typed",
+            "analysis/templates/*.html",
             ".mim/model-index.yml",
             ".mim/configs/**/*.py",
             ".mim/configs/**/*.yml",

@@ -52,6 +52,7 @@ class Evaluation:
     thresholds: Floats
     recalls: Floats
     per_class: dict[str, float]
+    curve: Floats  # precision at each recall, at an IoU of 0.5, mean of the classes
 
 
 def load_annotations(path: str | Path) -> COCO:
@@ -158,7 +159,10 @@ def evaluate(coco: COCO, entries: Sequence[Mapping[str, Any]], task: str) -> Eva
         coco.cats[category]["name"]: float(precision[:, :, k].mean()) if (precision[:, :, k] > -1).any() else math.nan
         for k, category in enumerate(categories)
     }
-    return Evaluation(points, matches, np.asarray(judge.params.iouThrs), np.asarray(judge.params.recThrs), per_class)
+    half = precision[0][:, (precision[0] > -1).all(0)]
+    curve = half.mean(1) if half.size else np.zeros(len(precision[0]))
+    thresholds, recalls = (np.asarray(values) for values in (judge.params.iouThrs, judge.params.recThrs))
+    return Evaluation(points, matches, thresholds, recalls, per_class, curve)
 
 
 def evaluate_files(annotations: str, results: Sequence[str], task: str) -> list[Evaluation]:
@@ -276,6 +280,11 @@ def bootstrap(
             for name, values in resampled(evaluation, weights, progress).items():
                 arm[name].append(values)
     return [{name: np.concatenate(parts) for name, parts in arm.items()} for arm in found]
+
+
+def verdict(low: float, high: float) -> str:
+    """An interval of differences in a word."""
+    return "better" if low > 0 else "worse" if high < 0 else "no difference that these images show"
 
 
 def steps(evaluations: Sequence[Evaluation], resamples: int) -> int:

@@ -83,7 +83,8 @@ def main() -> None:
                 parser.error(str(error))
             print_table(shape, batch, results)
             runs.append(dict(shape=shape, batch=batch, results=results))
-    machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.processor()
+    cpu = platform.processor() or f"a {platform.machine()} CPU"
+    machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else cpu
     threads = torch.get_num_threads()
     header = dict(command=sys.argv[1:], machine=machine, threads=threads, torch=torch.__version__)
     if arguments.json:

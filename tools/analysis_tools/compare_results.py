@@ -34,10 +34,9 @@ def sentences(
             if difference != difference:
                 lines.append(f"{name} - {names[0]}: {TASKS[task]} {metric} has no objects to judge it by")
                 continue
-            verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that these images show"
             lines.append(
                 f"{name} - {names[0]}: {difference:+.1f} {TASKS[task]} {metric}, {level:.0%} interval {low:+.1f} to "
-                f"{high:+.1f}, {images} images: {verdict}"
+                f"{high:+.1f}, {images} images: {comparison.verdict(low, high)}"
             )
     return lines
 

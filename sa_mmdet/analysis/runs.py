@@ -1,0 +1,130 @@
+"""What MMEngine leaves of a training: its config, curves, figures, seed and versions."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmengine.config import Config
+
+_FAMILIES = {"FasterRCNN": "Faster R-CNN", "MaskRCNN": "Mask R-CNN", "RetinaNet": "RetinaNet"}
+_ATTENTIONS = {
+    "ShuffleAttention": "SA",
+    "SqueezeExcitation": "SE",
+    "EfficientChannelAttention": "ECA",
+    "SpatialGroupEnhance": "SGE",
+    "CBAM": "CBAM",
+}
+
+
+@dataclass
+class Run:
+    """One work dir."""
+
+    name: str
+    folder: Path
+    cfg: Config
+    losses: list[tuple[int, float]]  # iteration, loss
+    figures: list[tuple[int, dict[str, float]]]  # epoch, metrics such as coco/bbox_mAP
+    provenance: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def family(self) -> str:
+        """The detector, in the paper's words."""
+        kind = str(self.cfg.model.type).rpartition(".")[2]
+        return _FAMILIES.get(kind, kind)
+
+    @property
+    def backbone(self) -> str:
+        return f"ResNet-{self.cfg.model.backbone.get('depth', '?')}"
+
+    @property
+    def attention(self) -> str:
+        """The arm, in the paper's words."""
+        backbone = self.cfg.model.backbone
+        kind = str(backbone.type).rpartition(".")[2]
+        if kind == "SAResNet":
+            return "SA"
+        layer = backbone.get("attention")
+        if isinstance(layer, list | tuple):
+            layer = next((one for one in layer if one), None)
+        if kind == "AttentionResNet" and layer:
+            return _ATTENTIONS.get(str(layer["type"]), str(layer["type"]))
+        return "none" if kind in ("ResNet", "AttentionResNet") else kind
+
+    @property
+    def arm(self) -> str:
+        return f"{self.family} {self.backbone} {self.attention}"
+
+    @property
+    def annotations(self) -> Path:
+        """Of the images it is tested on."""
+        evaluator = self.cfg.test_evaluator
+        return Path(str((evaluator[0] if isinstance(evaluator, list | tuple) else evaluator).get("ann_file", "")))
+
+    @property
+    def on_coco(self) -> bool:
+        """Whether its figures may stand beside the paper's."""
+        return self.annotations.name == "instances_val2017.json"
+
+    def results(self, task: str) -> Path | None:
+        """The detections on the test images, where they were kept."""
+        path = self.folder / f"results.{task}.json"
+        return path if path.is_file() else None
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a work dir.
+
+    Raises:
+        ValueError: It is none, or no epoch of it was finished.
+    """
+    folder = Path(folder)
+    logs = sorted(folder.glob("*/vis_data/scalars.json"))
+    configs = sorted(folder.glob("*/vis_data/config.py")) or sorted(folder.glob("*.py"))
+    if not logs or not configs:
+        raise ValueError(f"{folder}: no work dir of a training: there is no <time>/vis_data/scalars.json in it")
+    losses: dict[int, float] = {}
+    figures: dict[int, dict[str, float]] = {}
+    broken = 0
+    for log in logs:  # of each start; a resumed one overwrites what it did again
+        for line in log.read_text(errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                step = int(entry["step"])
+                if "loss" in entry:
+                    losses[step] = float(entry["loss"])
+                metrics = {key: float(value) for key, value in entry.items() if key.startswith("coco/")}
+            except (ValueError, KeyError, TypeError):
+                broken += 1
+                continue
+            if metrics:
+                figures[step] = metrics
+    if not figures:
+        raise ValueError(f"{folder}: no epoch of it was finished and judged")
+    try:
+        cfg = Config.fromfile(configs[-1])
+    except Exception as error:  # a config is a program
+        raise ValueError(f"{configs[-1]}: does not load: {' '.join(str(error).split())[:200]}") from error
+    notes = [f"{broken} broken lines of its log were skipped"] if broken else []
+    name = "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
+    return Run(name, folder, cfg, sorted(losses.items()), sorted(figures.items()), _provenance(folder), notes)
+
+
+def _provenance(folder: Path) -> dict[str, str]:
+    """Seed, versions and machine, off the head of the newest log."""
+    found = {}
+    logs = sorted(folder.glob("*/*.log"))
+    head = logs[-1].read_text(errors="replace")[:20_000] if logs else ""
+    for name, pattern in (
+        ("seed", r"^ +seed: (\S+)"),
+        ("Python", r"^ +Python: (\S+)"),
+        ("PyTorch", r"^ +PyTorch: (\S+)"),
+        ("MMEngine", r"^ +MMEngine: (\S+)"),
+        ("GPU", r"^ +GPU 0[\d,]*: (.+)"),
+        ("started", r"^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d)"),
+    ):
+        if match := re.search(pattern, head, re.MULTILINE):
+            found[name] = match.group(1)
+    return found
