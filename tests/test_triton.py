@@ -28,9 +28,10 @@ def kernels() -> Any:
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the tests below run here")
-def test_the_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("which", ["float32", pytest.param("", marks=pytest.mark.long)])
+def test_the_kernels_in_the_interpreter(which: str) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", which, __file__]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout
