@@ -40,7 +40,7 @@ def test_the_kernels_in_the_interpreter(which: str) -> None:
 @here
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("mode", ["alone", "residual", "tail"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kernels_equal_the_formula(shape: tuple[int, ...], dtype: torch.dtype, mode: str, channels_last: bool) -> None:
     _triton = kernels()

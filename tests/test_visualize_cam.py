@@ -13,6 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from sa_mmdet.analysis.activation_maps import ActivationMaps
+from sa_mmdet.analysis.network import sheet_names
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed")
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -100,6 +101,11 @@ def test_the_tool_draws_a_sheet_of_all_arms(networks: dict[str, tuple[Path, Path
     assert drawn.shape[1] > 500
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 1000
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_pictures_of_one_name_have_sheets_of_their_own() -> None:
+    names = sheet_names(["a/1.png", "b/1.png", "b/2.png", "c/b/2.png", "c/3.jpg"])
+    assert names == ["a_1.png", "b_1.png", "2_b_2.png", "3_b_2.png", "3"]
 
 
 def test_bad_requests_are_named(networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A trained detector or classifier to look into: its weights loaded, pictures made ready, scores as a function."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,15 @@ from torch import Tensor, nn
 from sa_mmdet.checkpoints import read, tensors_of
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the picture
+
+
+def sheet_names(pictures: Sequence[str | Path]) -> list[str]:
+    """A name for what is drawn of each picture: its own, with its folder's where that is not enough."""
+    paths = [Path(picture) for picture in pictures]
+    taken = Counter(path.stem for path in paths)
+    names = [path.stem if taken[path.stem] == 1 else f"{path.resolve().parent.name}_{path.name}" for path in paths]
+    again = Counter(names)
+    return [name if again[name] == 1 else f"{number}_{name}" for number, name in enumerate(names)]
 
 
 class Network:

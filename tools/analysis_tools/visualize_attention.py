@@ -16,7 +16,7 @@ from mmdet.utils import register_all_modules
 from tqdm import tqdm
 
 from sa_mmdet.analysis.gates import Gates, attention_layers, gates_of, group_scores
-from sa_mmdet.analysis.network import Network
+from sa_mmdet.analysis.network import Network, sheet_names
 
 MAPS = 3  # groups of which a map is shown
 
@@ -131,11 +131,12 @@ def main() -> None:
         sys.exit(f"visualize_attention: {error}")
     arguments.out_dir.mkdir(parents=True, exist_ok=True)
     skipped = []
-    for path in tqdm(arguments.images, unit="picture"):
+    titles = sheet_names(arguments.images)
+    for path, title in zip(tqdm(arguments.images, unit="picture"), titles, strict=True):
         try:
             picture, sample, image = network.read(path)
             found = gates_of(network, image)
-            target = arguments.out_dir / Path(path).stem
+            target = arguments.out_dir / title
             header = ["layer", "branch", "group", "mean", "minimum", "maximum", "deviation"]
             write_csv(target.with_name(f"{target.name}_gates.csv"), header, statistics(found))
             plot_channel_gates(found, target.with_name(f"{target.name}_channel.png"))

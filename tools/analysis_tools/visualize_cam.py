@@ -13,6 +13,7 @@ from mmdet.utils import register_all_modules
 from tqdm import tqdm
 
 from sa_mmdet.analysis.activation_maps import METHODS, ActivationMaps, Found, sheet
+from sa_mmdet.analysis.network import sheet_names
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -57,7 +58,7 @@ def main() -> None:
         sys.exit(f"visualize_cam: {error}")
     arguments.out_dir.mkdir(parents=True, exist_ok=True)
     skipped = []
-    for file in tqdm(files, unit="picture"):
+    for file, title in zip(tqdm(files, unit="picture"), sheet_names(files), strict=True):
         rows: dict[str, list[Found]] = {}
         try:
             for name, network in networks.items():
@@ -65,7 +66,7 @@ def main() -> None:
         except ValueError as error:
             skipped.append(str(error))
             continue
-        sheet(arguments.out_dir / f"{file.stem}.png", picture, rows, arguments.top)
+        sheet(arguments.out_dir / f"{title}.png", picture, rows, arguments.top)
     print(f"{len(files) - len(skipped)} sheets in {arguments.out_dir}")
     if skipped:
         sys.exit("\n".join(f"visualize_cam: skipped {line}" for line in skipped))
