@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from sa_mmdet.analysis.activation_maps import ActivationMaps
-from sa_mmdet.analysis.network import sheet_names
+from sa_mmdet.analysis.network import Scores, sheet_names
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed")
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -103,9 +104,18 @@ def test_the_tool_draws_a_sheet_of_all_arms(networks: dict[str, tuple[Path, Path
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
 
 
+def test_a_classifiers_sure_class_still_has_a_gradient() -> None:
+    model: Any = SimpleNamespace(head=lambda x: x, extract_feat=lambda x: 100 * x)
+    network: Any = SimpleNamespace(model=model, classifies=True)
+    x = torch.tensor([[5.0, 1.0]], requires_grad=True)
+    for logits, expected in ((False, 0), (True, 100)):
+        (gradient,) = torch.autograd.grad(Scores(network, None, logits)(x)[0, 0], x)
+        assert gradient[0, 0] == expected
+
+
 def test_pictures_of_one_name_have_sheets_of_their_own() -> None:
     names = sheet_names(["a/1.png", "b/1.png", "b/2.png", "c/b/2.png", "c/3.jpg"])
-    assert names == ["a_1.png", "b_1.png", "2_b_2.png", "3_b_2.png", "3"]
+    assert names == ["a_1", "b_1", "2_b_2", "3_b_2", "3"]
 
 
 def test_bad_requests_are_named(networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path) -> None:

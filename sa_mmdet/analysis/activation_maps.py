@@ -99,7 +99,8 @@ class ActivationMaps:
             with torch.no_grad():
                 best = scores(image)[0]
             order = best.argsort(descending=True)[:top]
-            explain = (LayerGradCam if self.method == "gradcam" else LayerGradientXActivation)(scores, self.layer)
+            method = LayerGradCam if self.method == "gradcam" else LayerGradientXActivation
+            explain = method(Scores(self.network, sample, logits=True), self.layer)
             found = []
             for index in (int(i) for i in order if best[i] >= threshold):
                 with _attached_scores():

@@ -23,7 +23,7 @@ def sheet_names(pictures: Sequence[str | Path]) -> list[str]:
     """A name for what is drawn of each picture: its own, with its folder's where that is not enough."""
     paths = [Path(picture) for picture in pictures]
     taken = Counter(path.stem for path in paths)
-    names = [path.stem if taken[path.stem] == 1 else f"{path.resolve().parent.name}_{path.name}" for path in paths]
+    names = [path.stem if taken[path.stem] == 1 else f"{path.resolve().parent.name}_{path.stem}" for path in paths]
     again = Counter(names)
     return [name if again[name] == 1 else f"{number}_{name}" for number, name in enumerate(names)]
 
@@ -106,11 +106,12 @@ class Scores(nn.Module):
     Args:
         network: The model.
         sample: The image's data sample.
+        logits: Whether a classifier gives what its softmax takes: a sure class's probability has no gradient left.
     """
 
-    def __init__(self, network: Network, sample: Any):
+    def __init__(self, network: Network, sample: Any, logits: bool = False):
         super().__init__()
-        self.network, self.sample = network, sample
+        self.network, self.sample, self.logits = network, sample, logits
         self.labels: list[int] = []
         self.boxes: list[Box] = []
 
@@ -119,7 +120,7 @@ class Scores(nn.Module):
         if self.network.classifies:
             logits = model.head(model.extract_feat(image))
             self.labels = list(range(logits.shape[1]))
-            return logits.softmax(1)
+            return logits if self.logits else logits.softmax(1)
         [result] = model.predict(image, [self.sample], rescale=True)
         instances = result.pred_instances
         self.labels = instances.labels.tolist()
