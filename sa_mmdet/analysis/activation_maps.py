@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sa_mmdet.written import written_aside
+
 from .network import Box, Network, Scores
 
 METHODS = ("gradcam", "hirescam")
@@ -180,8 +182,6 @@ def sheet(path: str | Path, picture: NDArray[np.uint8], rows: dict[str, list[Fou
                 left, above, right, below = one.box
                 frame = pyplot.Rectangle((left, above), right - left, below - above, fill=False, color="white", lw=1.5)
                 panel.add_patch(frame)
-    path = Path(path)
-    aside = path.with_name(f".{path.stem}.new{path.suffix}")
-    figure.savefig(aside, dpi=110)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=110)
     pyplot.close(figure)
-    aside.replace(path)

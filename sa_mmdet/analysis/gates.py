@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmdet.structures.bbox import bbox_overlaps
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -137,18 +138,7 @@ def _only(module: ShuffleAttention, group: int, shuffled: bool) -> Iterator[None
 def _score_of(masked: Tensor, scores: Scores, label: int, box: Box | None) -> float:
     if box is None:
         return float(masked[label])
-    same = [
-        float(score)
-        for score, other, place in zip(masked, scores.labels, scores.boxes, strict=True)
-        if other == label and _overlap(box, place) >= 0.5
-    ]
-    return max(same, default=0.0)
-
-
-def _overlap(one: Box, other: Box) -> float:
-    """Intersection over union."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    inside = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return inside / (sum(areas) - inside) if sum(areas) > inside else 0.0
+    places = torch.tensor(scores.boxes).reshape(-1, 4)
+    here = bbox_overlaps(torch.tensor([box]), places)[0] >= 0.5
+    right = torch.tensor([other == label for other in scores.labels], dtype=torch.bool)
+    return float(masked.cpu()[here & right].max()) if (here & right).any() else 0.0

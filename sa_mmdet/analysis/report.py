@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import jinja2
 import numpy as np
+from pycocotools import mask
 from pycocotools.coco import COCO
 
 from sa_mmdet.version import __version__
@@ -295,24 +296,12 @@ def _balance(truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, An
     free = [one for one in truth if not one.get("iscrowd")]
     right = 0
     for entry in sorted(found, key=lambda entry: -entry["score"]):
-        matches = [
-            one
-            for one in free
-            if one["category_id"] == entry["category_id"] and _overlap(one["bbox"], entry["bbox"]) >= 0.5
-        ]
+        same = [one for one in free if one["category_id"] == entry["category_id"]]
+        matches = [one for one in same if mask.iou([entry["bbox"]], [one["bbox"]], [0]) >= 0.5]
         if matches:
             free.remove(matches[0])
             right += 1
     return 2 * right - len(found)
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes of left, top, width and height."""
-    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    inside = max(width, 0.0) * max(height, 0.0)
-    union = one[2] * one[3] + other[2] * other[3] - inside
-    return inside / union if union > 0 else 0.0
 
 
 def _drawn(picture: Any, entries: Sequence[Mapping[str, Any]], coco: COCO) -> str:

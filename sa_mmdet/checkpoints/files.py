@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sa_mmdet.written import written_aside
 
 _METADATA = "sa_mmdet"  # the key of safetensors' header that holds ours
 _HEADER_LIMIT = 100 << 20  # bytes, as the safetensors library has it
@@ -158,18 +159,15 @@ def write(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]
     header = json.dumps(dict(meta or {}), default=str)
     # Tensors that share memory, or a part of a larger one, would take its space and be refused by safetensors.
     state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        if path.suffix == ".safetensors":
-            metadata = {"format": "pt", _METADATA: header}
-            _safetensors().torch.save_file(state, aside, metadata=metadata)
-        else:
-            torch.save(dict(meta=json.loads(header), state_dict=state), aside)
-        aside.replace(path)
+        with written_aside(path) as aside:
+            if path.suffix == ".safetensors":
+                metadata = {"format": "pt", _METADATA: header}
+                _safetensors().torch.save_file(state, aside, metadata=metadata)
+            else:
+                torch.save(dict(meta=json.loads(header), state_dict=state), aside)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path}: cannot be written: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:

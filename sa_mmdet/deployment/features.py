@@ -1,7 +1,6 @@
 """Features of a detector, backbone and neck, as a network of its own, and as an ONNX file."""
 
 import importlib.util
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.backbones.baked import bake, baked_config
 from sa_mmdet.checkpoints import read, tensors_of
+from sa_mmdet.written import written_aside
 
 
 class FeatureExtractor(nn.Module):
@@ -120,24 +120,21 @@ def export_onnx(model: FeatureExtractor, target: str | Path) -> list[str]:
     with torch.no_grad():
         names = [f"feature{i}" for i in range(len(model(example)))]
         sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            torch.onnx.export(
-                model,
-                (example,),
-                aside,
-                input_names=["image"],
-                output_names=names,
-                dynamic_shapes=(sizes,),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-            aside.replace(target)
+            with written_aside(target) as aside:
+                torch.onnx.export(
+                    model,
+                    (example,),
+                    aside,
+                    input_names=["image"],
+                    output_names=names,
+                    dynamic_shapes=(sizes,),
+                    dynamo=True,
+                    external_data=False,
+                    verbose=False,
+                )
         except OSError as error:
             raise ValueError(f"{target}: cannot be written: {error}") from error
-        finally:
-            aside.unlink(missing_ok=True)
     return names
 
 

@@ -4,12 +4,12 @@ import argparse
 import json
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sa_mmdet.analysis.benchmark import ARMS, LEVELS, PLAIN, benchmark
+from sa_mmdet.written import written_aside
 
 
 def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
@@ -88,9 +88,8 @@ def main() -> None:
     threads = torch.get_num_threads()
     header = dict(command=sys.argv[1:], machine=machine, threads=threads, torch=torch.__version__)
     if arguments.json:
-        aside = Path(arguments.json + ".new")
-        aside.write_text(json.dumps(dict(header, runs=runs), indent=2))
-        aside.replace(arguments.json)
+        with written_aside(arguments.json) as aside:
+            aside.write_text(json.dumps(dict(header, runs=runs), indent=2))
     if arguments.png:
         plot(arguments.png, runs)
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sa_mmdet.analysis import comparison
 from sa_mmdet.analysis.comparison import METRICS, TASKS
+from sa_mmdet.written import written_aside
 
 _COLUMN = 8
 
@@ -109,9 +110,8 @@ def main() -> None:
             written["tasks"][task]["differences"] = rows[task]
     written |= dict(images=images, level=arguments.level, resamples=arguments.resamples)
     if arguments.json:
-        aside = Path(f"{arguments.json}.new")
-        aside.write_text(json.dumps(written, indent=2))
-        aside.replace(arguments.json)
+        with written_aside(arguments.json) as aside:
+            aside.write_text(json.dumps(written, indent=2))
     if arguments.png and rows:
         plot(arguments.png, names, rows, arguments.level)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import sa_mmdet
 from sa_mmdet.analysis.report import build_report
 from sa_mmdet.analysis.runs import Run, read_run
+from sa_mmdet.written import written_aside
 
 TABLES = Path(sa_mmdet.__file__).resolve().parent / ".mim" / "configs" / "_paper_"
 
@@ -38,9 +39,8 @@ def main() -> None:
         speed = json.loads(Path(arguments.speed).read_text()) if arguments.speed else None
         command = shlex.join(["python", "tools/analysis_tools/report.py", *sys.argv[1:]])
         page = build_report(runs, TABLES, skipped, speed, arguments.resamples, arguments.pictures, command)
-        aside = arguments.out.with_name(f".{arguments.out.name}.new")
-        aside.write_text(page)
-        aside.replace(arguments.out)
+        with written_aside(arguments.out) as aside:
+            aside.write_text(page)
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"report: {error}")
     for line in skipped:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sa_mmdet.analysis import comparison
 from sa_mmdet.analysis.comparison import METRICS, TASKS
+from sa_mmdet.written import written_aside
 
 TOOLS = Path(__file__).resolve().parent.parent
 
@@ -112,9 +113,8 @@ def main() -> None:
             written["tasks"][task] = found
     except (OSError, ValueError) as error:
         sys.exit(f"run_comparison: {error}")
-    aside = arguments.work_dir / "comparison.json.new"
-    aside.write_text(json.dumps(written, indent=2))
-    aside.replace(arguments.work_dir / "comparison.json")
+    with written_aside(arguments.work_dir / "comparison.json") as aside:
+        aside.write_text(json.dumps(written, indent=2))
     print(arguments.work_dir / "comparison.json")
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sa_mmdet.analysis.gates import Gates, attention_layers, gates_of, group_scores
 from sa_mmdet.analysis.network import Network, sheet_names
+from sa_mmdet.written import written_aside
 
 MAPS = 3  # groups of which a map is shown
 
@@ -31,17 +32,14 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    aside = path.with_name(f".{path.stem}.new{path.suffix}")
-    figure.savefig(aside, dpi=110)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=110)
     pyplot().close(figure)
-    aside.replace(path)
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    aside = path.with_name(f".{path.name}.new")
-    with aside.open("w", newline="") as file:
+    with written_aside(path) as aside, aside.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
-    aside.replace(path)
 
 
 def statistics(found: list[Gates]) -> list[list[Any]]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mmengine.fileio import load
 
+from sa_mmdet.written import written_aside
+
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 ATTENTION = {"": "none", "se": "SE", "eca": "ECA", "sge": "SGE", "cbam": "CBAM", "sa": "SA"}
@@ -95,9 +97,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     for folder in folders():
         text = updated(folder)
-        aside = folder / "README.md.new"
-        aside.write_text(text)
-        aside.replace(folder / "README.md")
+        with written_aside(folder / "README.md") as aside:
+            aside.write_text(text)
         print(f"{folder / 'README.md'}")
 
 

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from sa_mmdet.checkpoints import write
 from sa_mmdet.deployment import bake_detector
+from sa_mmdet.written import written_aside
 
 TOLERANCE = 1e-5
 
@@ -29,9 +30,8 @@ def main() -> None:
             )
         write(arguments.target, state, dict(cfg=cfg.pretty_text, baked=True))
         config = arguments.target.with_suffix(".py")
-        aside = config.with_name(f".{config.stem}.new.py")
-        cfg.dump(aside)
-        aside.replace(config)
+        with written_aside(config) as aside:
+            cfg.dump(aside)
     except (OSError, ValueError) as error:
         sys.exit(f"bake_shuffle: {error}")
     print(f"largest difference of an output, relative to the largest: {difference:.1e}")
