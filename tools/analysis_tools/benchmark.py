@@ -34,10 +34,13 @@ def plot(path: str, runs: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(12, 4), constrained_layout=True)
-    for panel, (mode, key) in zip(
-        panels, (("inference", "ratio_min"), ("training", "ratio_min"), ("memory", "ratio")), strict=True
-    ):
+    keys = {"inference": "ratio_min", "training": "ratio_min", "memory": "ratio"}
+    measured = [mode for mode in keys if mode in runs[0]["results"][PLAIN]]
+    figure, panels = pyplot.subplots(
+        1, len(measured), figsize=(4 * len(measured), 4), squeeze=False, constrained_layout=True
+    )
+    for panel, mode in zip(panels[0], measured, strict=True):
+        key = keys[mode]
         for arm in runs[0]["results"]:
             points = sorted(
                 (run["batch"] * run["shape"][0] * run["shape"][1] / 1e6, run["results"][arm][mode][key])
@@ -48,7 +51,7 @@ def plot(path: str, runs: list[dict[str, Any]]) -> None:
         panel.set_title(f"{mode}, ratio to plain")
         panel.set_xlabel("megapixels in a batch")
         panel.grid(alpha=0.3)
-    panels[0].legend()
+    panels[0][0].legend()
     figure.savefig(path, dpi=120)
 
 
