@@ -282,9 +282,31 @@ def bootstrap(
     return [{name: np.concatenate(parts) for name, parts in arm.items()} for arm in found]
 
 
-def verdict(low: float, high: float) -> str:
-    """An interval of differences in a word."""
-    return "better" if low > 0 else "worse" if high < 0 else "no difference that these images show"
+def sentence(
+    pair: tuple[str, str],
+    task: str,
+    metric: str,
+    row: Mapping[str, Mapping[str, float]],
+    interval: str,
+    evidence: str = "",
+) -> str:
+    """A difference in plain words.
+
+    Args:
+        pair: The arm, and what it is compared with.
+        task: Of the difference.
+        metric: Of :data:`METRICS`.
+        row: What :func:`differences` found of the arm.
+        interval: What the interval is called, such as '95% interval'.
+        evidence: What the difference rests on.
+    """
+    difference, low, high = (100 * row[metric][key] for key in ("difference", "low", "high"))
+    what = f"{pair[0]} - {pair[1]}: "
+    if math.isnan(difference):
+        return f"{what}{TASKS[task]} {metric} has no objects to judge it by"
+    verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that these images show"
+    spread = f"{low:+.1f} to {high:+.1f}" + (f", {evidence}" if evidence else "")
+    return f"{what}{difference:+.1f} {TASKS[task]} {metric}, {interval} {spread}: {verdict}"
 
 
 def steps(evaluations: Sequence[Evaluation], resamples: int) -> int:

@@ -226,12 +226,9 @@ def _judged(task: str, arms: dict[str, list[Run]], resamples: int, pictures: int
     count = len(coco.getImgIds())
     sentences = []
     for name, row in zip(names[1:], comparison.differences([m[0] for m in means], [m[1] for m in means]), strict=True):
-        difference, low, high = (100 * row["AP"][key] for key in ("difference", "low", "high"))
-        sentences.append(
-            f"{name} - {names[0]}: {difference:+.1f} {comparison.TASKS[task]} AP, 95% interval over the images "
-            f"{low:+.1f} to {high:+.1f}, {count} images, {len(arms[name])} against {len(arms[names[0]])} runs: "
-            f"{comparison.verdict(low, high)}"
-        )
+        evidence = f"{count} images, {len(arms[name])} against {len(arms[names[0]])} runs"
+        interval = "95% interval over the images"
+        sentences.append(comparison.sentence((name, names[0]), task, "AP", row, interval, evidence))
 
     def draw(axis: Any) -> None:
         for name, arm in arms.items():

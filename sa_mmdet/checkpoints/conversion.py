@@ -130,14 +130,10 @@ def released(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def digest(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    total = hashlib.sha256()
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    total = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        total.update(block)
+        while block := file.read(1 << 20):
+            total.update(block)
     return total.hexdigest()
 
 

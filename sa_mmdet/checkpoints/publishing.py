@@ -14,7 +14,7 @@ from torch import Tensor
 from sa_mmdet.version import __version__
 
 from . import files
-from .conversion import convert, digest, released
+from .conversion import convert_tensors, digest, released
 
 PARTS = ("model", "backbone")
 NAMINGS = ("mmdet", "released")
@@ -25,7 +25,7 @@ def publish(source: str | Path, target: str | Path, part: str = "model", naming:
     """Write a checkpoint's weights with a header that says what they are, and a hash in the name.
 
     Args:
-        source: A checkpoint of MMEngine or a file that :func:`convert` takes.
+        source: A checkpoint of MMEngine or a file that :func:`sa_mmdet.checkpoints.convert` takes.
         target: The file to write, .pth, .pth.tar or .safetensors; '-' and the first eight digits of the file's SHA-256
             come before the suffix, where PyTorch looks for them.
         part: 'model' for all weights, 'backbone' for the backbone's alone.
@@ -49,7 +49,7 @@ def publish(source: str | Path, target: str | Path, part: str = "model", naming:
     meta = _header(loaded)
     if part == "backbone":
         within = "backbone." if any(key.startswith("backbone.") for key in state) else None
-        converted = convert(source, prefix=within)
+        converted = convert_tensors(state, source, prefix=within)
         meta["backbone"] = converted.backbone
         state = released(converted.state)["state_dict"] if naming == "released" else converted.whole()
         if naming == "mmdet":

@@ -24,8 +24,7 @@ class FeatureExtractor(nn.Module):
     def __init__(self, backbone: Any, neck: Any = None):
         super().__init__()
         self.backbone, self.neck = backbone, neck
-        for module in (self, backbone, *([neck] if neck is not None else [])):
-            module.train(False)
+        self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         features = self.backbone(image)
@@ -45,7 +44,10 @@ def load(cfg: Config, checkpoint: str | Path, baked: bool = False, neck: bool = 
         FileNotFoundError: There is no such checkpoint.
         ValueError: The weights do not fit the config.
     """
-    state = tensors_of(read(checkpoint), checkpoint)
+    return _built(cfg, tensors_of(read(checkpoint), checkpoint), checkpoint, baked, neck)
+
+
+def _built(cfg: Config, state: dict[str, Tensor], checkpoint: str | Path, baked: bool, neck: bool) -> FeatureExtractor:
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
         backbone = _loaded("backbone", cfg.model.backbone, state, checkpoint)
         parts = [_loaded("neck", cfg.model.neck, state, checkpoint)] if neck and cfg.model.get("neck") else []
@@ -53,7 +55,6 @@ def load(cfg: Config, checkpoint: str | Path, baked: bool = False, neck: bool = 
             weights = bake(backbone)
             backbone = MODELS.build(baked_config(cfg.model.backbone))
             backbone.load_state_dict(weights)
-            backbone.train(False)
     return FeatureExtractor(backbone, *parts)
 
 
@@ -65,7 +66,6 @@ def _loaded(part: str, cfg: Any, state: dict[str, Tensor], checkpoint: str | Pat
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{checkpoint}: does not fit the config's {part}: {reason}") from error
-    model.train(False)
     return model
 
 
@@ -82,10 +82,10 @@ def bake_detector(cfg: Config, checkpoint: str | Path) -> tuple[Config, dict[str
     """
     new = Config(cfg.to_dict())
     new.model.backbone = baked_config(cfg.model.backbone)
-    before, after = (load(cfg, checkpoint, baked, neck=False) for baked in (False, True))
+    state = tensors_of(read(checkpoint), checkpoint)
+    before, after = (_built(cfg, state, checkpoint, baked, neck=False) for baked in (False, True))
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, 224, 224, generator=generator).double()
-    state = tensors_of(read(checkpoint), checkpoint)
     rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
     own = {f"backbone.{key}": value.clone() for key, value in after.backbone.state_dict().items()}
     with torch.no_grad():  # in float64, in which a deep network's own rounding does not show

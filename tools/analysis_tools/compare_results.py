@@ -28,18 +28,11 @@ def print_table(task: str, names: list[str], found: list[comparison.Evaluation])
 def sentences(
     task: str, names: list[str], rows: list[dict[str, dict[str, float]]], level: float, images: int
 ) -> list[str]:
-    lines = []
-    for name, row in zip(names[1:], rows, strict=True):
-        for metric in METRICS:
-            difference, low, high = (100 * row[metric][key] for key in ("difference", "low", "high"))
-            if difference != difference:
-                lines.append(f"{name} - {names[0]}: {TASKS[task]} {metric} has no objects to judge it by")
-                continue
-            lines.append(
-                f"{name} - {names[0]}: {difference:+.1f} {TASKS[task]} {metric}, {level:.0%} interval {low:+.1f} to "
-                f"{high:+.1f}, {images} images: {comparison.verdict(low, high)}"
-            )
-    return lines
+    return [
+        comparison.sentence((name, names[0]), task, metric, row, f"{level:.0%} interval", f"{images} images")
+        for name, row in zip(names[1:], rows, strict=True)
+        for metric in METRICS
+    ]
 
 
 def plot(path: str, names: list[str], rows: dict[str, list[dict[str, dict[str, float]]]], level: float) -> None:

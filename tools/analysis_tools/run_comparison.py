@@ -76,11 +76,7 @@ def report(task: str, names: list[str], found: dict[str, Any], seeds: int, level
         ]
         print(f"{name:{width}}  {'  '.join(cells)}")
     for name, row in zip(names[1:], found["differences"], strict=True):
-        difference, low, high = (100 * row["AP"][key] for key in ("difference", "low", "high"))
-        print(
-            f"{name} - {names[0]}: {difference:+.1f} {TASKS[task]} AP, {level:.0%} interval over the images "
-            f"{low:+.1f} to {high:+.1f}: {comparison.verdict(low, high)}"
-        )
+        print(comparison.sentence((name, names[0]), task, "AP", row, f"{level:.0%} interval over the images"))
 
 
 def main() -> None:
