@@ -18,6 +18,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner.checkpoint import load_checkpoint
 
 from sa_mmdet import compat
+from sa_mmdet.compat import checkpoints
 
 
 def saved(path: Path, content: object) -> Path:
@@ -110,11 +111,11 @@ def test_nothing_that_reaches_further_is_admitted_as_itself() -> None:
 
 def test_torchvision_names_need_no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(compat, "load_from_http", lambda url, map_location: asked.append(url))
-    compat._load_from_torchvision("torchvision://resnet50")
+    monkeypatch.setattr(checkpoints, "load_from_http", lambda url, map_location: asked.append(url))
+    checkpoints._load_from_torchvision("torchvision://resnet50")
     assert asked[0].endswith("resnet50-0676ba61.pth")
     with pytest.raises(ValueError, match="torchvision://resnet51"):
-        compat._load_from_torchvision("torchvision://resnet51")
+        checkpoints._load_from_torchvision("torchvision://resnet51")
 
 
 def test_an_old_stack_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

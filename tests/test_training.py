@@ -9,43 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import detectors
 import pytest
 from conftest import REPOSITORY
-
-USER_CONFIG = """
-_base_ = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
-custom_imports = dict(imports=["sa_mmdet"])
-model = dict(
-    backbone=dict(type="SAResNet", depth=18, groups=16, frozen_stages=-1, norm_eval=False, init_cfg=None),
-    neck=dict(in_channels=[64, 128, 256, 512], out_channels=32),
-    bbox_head=dict(in_channels=32, feat_channels=32, stacked_convs=1, num_classes=1),
-    test_cfg=dict(score_thr=0.0),
-)
-root = "{root}/"
-pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", scale=(160, 128), keep_ratio=True),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
-]
-dataset = dict(
-    data_root=root,
-    metainfo=dict(classes=("person",)),
-    ann_file="annotations/instances_train2017.json",
-    data_prefix=dict(img="train2017/"),
-    pipeline=pipeline,
-)
-train_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dataset)
-val_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dataset)
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=root + "annotations/instances_train2017.json")
-test_evaluator = val_evaluator
-train_cfg = dict(max_epochs=2, val_interval=2)
-optim_wrapper = dict(optimizer=dict(_delete_=True, type="AdamW", lr=5e-4))
-param_scheduler = [dict(type="MultiStepLR", milestones=[1])]
-default_hooks = dict(logger=dict(interval=1))
-randomness = dict(seed=0)
-"""
 
 
 def tool(name: str, *arguments: object) -> list[str]:
@@ -66,9 +32,7 @@ def scalars(work_dir: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def user_config(coco128: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("user") / "mine.py"
-    path.write_text(USER_CONFIG.replace("{root}", str(coco128)))
-    return path
+    return detectors.user_config(coco128, tmp_path_factory.mktemp("user") / "mine.py")
 
 
 def test_a_run_that_was_killed_resumes_and_its_checkpoint_gives_its_figures(user_config: Path) -> None:

@@ -1,6 +1,5 @@
-"""Repairs of the stack below: each with its reason and the versions it is for. Importing the package applies them."""
+"""How MMEngine reads checkpoints: what MMEngine saved, names of torchvision's weights, safetensors files."""
 
-import importlib
 import importlib.util
 import operator
 import pickle
@@ -15,36 +14,6 @@ from mmengine.fileio import load
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
 from mmengine.utils import digit_version
-
-
-def check_stack() -> None:
-    """Refuse, in a sentence, a stack that cannot work.
-
-    Gates by major version alone and by what imports: the maintained fork (onedl-*) keeps the import names and has
-    higher versions.
-
-    Raises:
-        ImportError: MMDetection or MMCV is missing or older than the MMEngine generation, or MMCV lacks its operators.
-    """
-    for name, minimum in (("mmcv", 2), ("mmdet", 3)):
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f"sa_mmdet needs {name} >= {minimum}.0, which is not installed: pip install {name}")
-        try:
-            module = importlib.import_module(name)
-        except AssertionError as error:  # mmdet's own gate on mmcv and mmengine
-            raise ImportError(f"{name} does not import: {error}") from error
-        if digit_version(module.__version__)[0] < minimum:
-            raise ImportError(
-                f"sa_mmdet needs {name} >= {minimum}.0, found {module.__version__}: pip install '{name}>={minimum}.0'"
-            )
-    try:
-        importlib.import_module("mmcv._ext")
-    except ImportError as error:
-        raise ImportError(
-            f"mmcv is installed without operators that fit PyTorch {torch.__version__} ({error}). Build them against "
-            "it: pip uninstall -y mmcv mmcv-lite; pip install --no-build-isolation --no-cache-dir mmcv==2.1.0"
-        ) from error
-
 
 _STATISTICS = ("current", "max", "mean", "min")
 
@@ -162,10 +131,3 @@ def _load_from_local(filename: str, map_location: Any = None) -> Any:
 def load_safetensors() -> None:
     """Let a safetensors file stand wherever a local checkpoint does, which MMEngine cannot read."""
     CheckpointLoader.register_scheme(prefixes="", loader=_load_from_local, force=True)
-
-
-def apply() -> None:
-    """Apply all repairs."""
-    admit_mmengine_checkpoints()
-    resolve_torchvision_names()
-    load_safetensors()

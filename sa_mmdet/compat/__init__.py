@@ -1,0 +1,15 @@
+"""Repairs of the stack below: each with its reason and the versions it is for. Importing the package applies them."""
+
+from . import checkpoints, distributed
+from .stack import check_stack
+
+__all__ = ["apply", "check_stack"]
+
+
+def apply() -> None:
+    """Apply all repairs."""
+    checkpoints.admit_mmengine_checkpoints()
+    checkpoints.resolve_torchvision_names()
+    checkpoints.load_safetensors()
+    distributed.launch_on_cpus()
+    distributed.synchronise_batch_norm_on_cpus()
