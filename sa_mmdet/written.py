@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,3 +21,14 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def leftovers(folder: str | Path, suffix: str) -> list[Path]:
+    """Files that killed processes were writing aside.
+
+    Args:
+        folder: Where to look.
+        suffix: Of the files, such as '.pth'.
+    """
+    named = re.compile(rf"\..+\.\d+{re.escape(suffix)}")
+    return [path for path in Path(folder).iterdir() if named.fullmatch(path.name)]

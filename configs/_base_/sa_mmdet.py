@@ -1,3 +1,4 @@
-# What every config of this package needs: the plugin itself, and a look at the data before the first step.
+# What every config of this package needs: the plugin itself, a look at the data before the first step, and epochs whose
+# random numbers are the same after --resume.
 custom_imports = dict(imports=["sa_mmdet"])
-custom_hooks = [dict(type="CheckDataset")]
+custom_hooks = [dict(type="CheckDataset"), dict(type="SeedEpochs")]

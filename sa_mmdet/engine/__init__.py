@@ -1,5 +1,7 @@
 """Hooks for MMEngine's runner."""
 
 from .check_dataset import CheckDataset
+from .safe_checkpoint import SafeCheckpointHook
+from .seed_epochs import SeedEpochs
 
-__all__ = ["CheckDataset"]
+__all__ = ["CheckDataset", "SafeCheckpointHook", "SeedEpochs"]

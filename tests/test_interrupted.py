@@ -1,0 +1,101 @@
+"""A training on real images that is killed thirty times, some of them while a checkpoint is written."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from detectors import user_config
+
+from sa_mmdet.written import leftovers
+
+KILLS = 30
+EPOCHS = 24
+SETTINGS = f"""
+custom_hooks = [dict(type="SeedEpochs")]
+train_pipeline = [*pipeline[:3], dict(type="RandomFlip", prob=0.5), pipeline[3]]
+train_dataloader = dict(batch_size=8, num_workers=1, persistent_workers=True, dataset=dict(pipeline=train_pipeline))
+train_cfg = dict(max_epochs={EPOCHS}, val_interval=8)
+default_hooks.update(checkpoint=dict(interval=1, max_keep_ckpts=1, save_best="auto"))
+"""
+
+
+def command(config: Path, work_dir: Path) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "tools/train.py"), str(config), "--work-dir", str(work_dir), "--resume"]
+
+
+def losses(work_dir: Path) -> dict[int, set[float]]:
+    """All that was logged of each iteration, by all starts."""
+    found: dict[int, set[float]] = {}
+    for path in work_dir.glob("*/vis_data/scalars.json"):
+        for line in path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # a kill cut it off
+            if "loss" in entry:
+                found.setdefault(entry["step"], set()).add(entry["loss"])
+    return found
+
+
+def writing(work_dir: Path) -> bool:
+    return work_dir.is_dir() and bool(leftovers(work_dir, ".pth"))
+
+
+def kill_once(config: Path, work_dir: Path, rng: random.Random, log: Path) -> str | None:
+    """Start or resume the training and kill it: what it was doing, or None if it ended before."""
+    for path in leftovers(work_dir, ".pth") if work_dir.is_dir() else []:
+        path.unlink()  # of the last kill; only what this process writes is watched for
+    begun = len(list(work_dir.glob("*/vis_data/scalars.json")))
+    in_write = rng.random() < 0.5
+    with log.open("a") as output:
+        process = subprocess.Popen(command(config, work_dir), stdout=output, stderr=output, start_new_session=True)
+    while process.poll() is None and len(list(work_dir.glob("*/vis_data/scalars.json"))) == begun:
+        time.sleep(0.05)
+    deadline = time.monotonic() + rng.uniform(0, 12)
+    while process.poll() is None and not (writing(work_dir) if in_write else time.monotonic() > deadline):
+        time.sleep(0.0005)
+    if process.poll() is not None:
+        assert process.returncode == 0, log.read_text()[-3000:]
+        return None
+    time.sleep(rng.uniform(0, 0.02) if in_write else 0)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return "writing" if writing(work_dir) else "between"
+
+
+@pytest.mark.long
+def test_thirty_kills(coco128: Path, tmp_path: Path) -> None:
+    config = user_config(coco128, tmp_path / "mine.py", SETTINGS)
+    subprocess.run(command(config, tmp_path / "whole"), check=True, capture_output=True)
+    undisturbed = losses(tmp_path / "whole")
+    assert len(undisturbed) == EPOCHS * 8
+    rng, runs = random.Random(0), 0
+    seen: list[str] = []
+    work_dir = tmp_path / "run0"
+    while len(seen) < KILLS:
+        doing = kill_once(config, work_dir, rng, tmp_path / "log")
+        if doing is None:  # it came through: the next kills hit another run
+            assert losses(work_dir) == undisturbed
+            runs += 1
+            work_dir = tmp_path / f"run{runs}"
+            continue
+        seen.append(doing)
+        saved = list(work_dir.glob("epoch_*.pth"))
+        record = work_dir / "last_checkpoint"
+        if record.is_file():
+            assert Path(record.read_text()) in saved
+        for path in saved:
+            assert torch.load(path)["meta"]["epoch"] > 0
+    subprocess.run(command(config, work_dir), check=True, capture_output=True)
+    # Whatever was done twice gave the same: one loss an iteration, that of the undisturbed run.
+    assert losses(work_dir) == undisturbed
+    print(f"{KILLS} kills, {seen.count('writing')} of them while a checkpoint was written, {runs + 1} runs")
+    assert seen.count("writing") >= 5
