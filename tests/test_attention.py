@@ -287,7 +287,7 @@ def test_the_formula_for_ecas_kernel() -> None:
         (dict(type="SpatialGroupEnhance", groups=5), "groups=5 does not fit 32 channels.*values that fit: 1, 2, 4"),
         (dict(type="SpatialGroupEnhance", groups=64), "groups=64 does not fit 32 channels"),
         (dict(type="CBAM", ratio=3), "ratio=3 does not fit"),
-        (dict(type="CBAM", kernel_size=6), "kernel_size=6 must be odd and positive: use 7"),
+        (dict(type="CBAM", kernel_size=6), "kernel_size=6 must be odd and from 1 to 127: use 7"),
         (dict(type="ShuffleAttention", groups=4, transform="linear"), "transform='linear' is unknown"),
     ],
     ids=str,

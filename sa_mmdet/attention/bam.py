@@ -7,10 +7,11 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import at_least_float32
+from .base import at_least_float32, check_integer
 from .squeeze_excitation import hidden_channels
 
 _DILATED = 2  # convolutions
+_LARGEST_DILATION = 64  # as large as the feature maps it is for
 
 
 class _ChannelAttention(nn.Module):
@@ -74,6 +75,9 @@ class BAM(nn.Module):
     def __init__(self, in_channels: int, ratio: int = 16, dilation: int = 4):
         super().__init__()
         hidden = hidden_channels(in_channels, ratio)
+        check_integer("dilation", dilation)
+        if not 1 <= dilation <= _LARGEST_DILATION:
+            raise ValueError(f"dilation={dilation} is out of range: give 1 to {_LARGEST_DILATION}")
         self.channel_att = _ChannelAttention(in_channels, hidden)
         self.spatial_att = _SpatialAttention(in_channels, hidden, dilation)
 

@@ -6,8 +6,10 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Attention, at_least_float32
+from .base import Attention, at_least_float32, check_integer
 from .squeeze_excitation import hidden_channels, zero_
+
+_LARGEST_KERNEL = 127  # as large as the feature maps it is for
 
 
 class _ChannelGate(nn.Module):
@@ -67,8 +69,10 @@ class CBAM(Attention):
 
     def __init__(self, in_channels: int, ratio: int = 16, kernel_size: int = 7):
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd and positive: use {max(1, kernel_size) | 1}")
+        check_integer("kernel_size", kernel_size)
+        if not 1 <= kernel_size <= _LARGEST_KERNEL or kernel_size % 2 == 0:
+            fitting = min(max(1, kernel_size) | 1, _LARGEST_KERNEL)
+            raise ValueError(f"kernel_size={kernel_size} must be odd and from 1 to {_LARGEST_KERNEL}: use {fitting}")
         self.in_channels = in_channels
         self.ChannelGate = _ChannelGate(in_channels, ratio)
         self.SpatialGate = _SpatialGate(kernel_size)

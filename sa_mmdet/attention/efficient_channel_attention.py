@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Attention, at_least_float32
+from .base import Attention, at_least_float32, check_channels, check_integer
 
 
 def default_kernel_size(channels: int) -> int:
@@ -36,8 +36,10 @@ class EfficientChannelAttention(Attention):
 
     def __init__(self, in_channels: int, kernel_size: int | None = None):
         super().__init__()
+        check_channels(in_channels)
         if kernel_size is None:
             kernel_size = default_kernel_size(in_channels)
+        check_integer("kernel_size", kernel_size)
         if kernel_size % 2 == 0 or not 1 <= kernel_size <= in_channels:
             raise ValueError(
                 f"kernel_size={kernel_size} does not fit {in_channels} channels: it must be odd and from 1 to "

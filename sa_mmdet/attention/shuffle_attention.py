@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sa_mmdet.ops import shuffle_attention, shuffle_attention_gates, shuffle_attention_residual
 from sa_mmdet.ops.shuffle_attention import IMPLEMENTATIONS
 
-from .base import Attention, choose
+from .base import Attention, check_channels, check_flags, check_integer, choose
 
 _Six = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -61,6 +61,11 @@ class ShuffleAttention(Attention):
         implementation: str = "auto",
     ):
         super().__init__()
+        check_channels(in_channels)
+        check_integer("groups", groups)
+        check_flags(norm=norm, shuffle=shuffle)
+        if not isinstance(eps, int | float) or not 0 < eps < math.inf:
+            raise ValueError(f"eps={eps!r} must be a positive number, such as 1e-5")
         if groups not in fitting_groups(in_channels):
             raise ValueError(
                 f"groups={groups} does not fit {in_channels} channels: 2 * groups must divide them; "

@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Attention, at_least_float32, check_divides, choose
+from .base import Attention, at_least_float32, check_divides, check_flags, choose
 
 _GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
@@ -55,6 +55,7 @@ class SqueezeExcitation(Attention):
         self.squeeze = choose("pool", pool, _POOLS)
         self.gate = choose("gate", gate, _GATES)
         self.pool, self.gate_name = pool, gate
+        check_flags(bias=bias)
         hidden = hidden_channels(in_channels, ratio)
         self.fc = nn.Sequential(
             nn.Linear(in_channels, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, in_channels, bias=bias)

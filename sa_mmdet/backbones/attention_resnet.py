@@ -51,14 +51,10 @@ class AttentionResNet(ResNet):
         **kwargs: Any,
     ):
         num_stages = kwargs.get("num_stages", 4)
-        layers = [attention] * num_stages if attention is None or isinstance(attention, dict) else list(attention)
-        flags = [True] * num_stages if stage_with_attention is None else list(stage_with_attention)
-        for name, entries in (("attention", layers), ("stage_with_attention", flags)):
-            if len(entries) != num_stages:
-                raise ValueError(
-                    f"{name}={entries} has {len(entries)} entries, num_stages={num_stages} asks for {num_stages}: "
-                    "give one a stage"
-                )
+        one_for_all = attention is None or isinstance(attention, dict)
+        layers = _one_a_stage("attention", [attention] * num_stages if one_for_all else attention, num_stages, dict)
+        flags = _flags(stage_with_attention, num_stages)
+        _check_layers(attention=layers, stage_attention=[stage_attention], plugins=[] if plugins is None else plugins)
         layers = [layer if flag else None for layer, flag in zip(layers, flags, strict=True)]
         if depth in self.arch_settings:  # otherwise ResNet says what is wrong
             position = "after_conv2" if self.arch_settings[depth][0] is PluginBasicBlock else "after_conv3"
@@ -121,12 +117,49 @@ class SAResNet(AttentionResNet):
     ):
         if depth in self.arch_settings:
             stages = range(kwargs.get("num_stages", 4))
-            flags = [True] * len(stages) if stage_with_attention is None else list(stage_with_attention)
+            flags = _flags(stage_with_attention, len(stages))
             expansion = self.arch_settings[depth][0].expansion
             channels = [kwargs.get("base_channels", 64) * expansion * 2**stage for stage in stages]
             _check_groups(groups, [c for c, attends in zip(channels, flags, strict=False) if attends])
         attention = dict(type="ShuffleAttention", groups=groups, implementation=implementation)
         super().__init__(depth, attention=attention, stage_with_attention=stage_with_attention, **kwargs)
+
+
+def _flags(stage_with_attention: Any, num_stages: int) -> list[bool]:
+    if stage_with_attention is None:
+        return [True] * num_stages
+    return _one_a_stage("stage_with_attention", stage_with_attention, num_stages, bool)
+
+
+def _one_a_stage(name: str, entries: Any, num_stages: int, kind: type) -> list[Any]:
+    """The entries as a list, or an error if they are not one a stage."""
+    if not isinstance(entries, list | tuple) or not all(e is None or isinstance(e, kind) for e in entries):
+        raise TypeError(f"{name}={entries!r} is no list of {kind.__name__}s: give one a stage")
+    if len(entries) != num_stages:
+        raise ValueError(
+            f"{name}={entries} has {len(entries)} entries, num_stages={num_stages} asks for {num_stages}: give one a "
+            "stage"
+        )
+    return list(entries)
+
+
+def _check_layers(**options: Any) -> None:
+    """Refuse what are no configs of plugin layers."""
+    for name, layers in options.items():
+        if not isinstance(layers, list | tuple):
+            raise TypeError(f"{name}={layers!r} is no list: give configs of plugin layers")
+        for layer in layers:
+            if name == "plugins":
+                cfg = layer.get("cfg") if isinstance(layer, dict) and isinstance(layer.get("position"), str) else None
+            elif layer is None:
+                continue
+            else:
+                cfg = layer
+            if not isinstance(cfg, dict) or not isinstance(cfg.get("type"), str | type):
+                example = (
+                    "dict(cfg=dict(type='CBAM'), position='after_conv2')" if name == "plugins" else "dict(type='CBAM')"
+                )
+                raise TypeError(f"{name}: {layer!r} is no config of a plugin layer, such as {example}")
 
 
 def _check_groups(groups: int, channels: Sequence[int]) -> None:
