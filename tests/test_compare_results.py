@@ -199,7 +199,7 @@ def changed(index: int, **fields: Any) -> Callable[[list], list]:
     [
         (changed(3, image_id=999), "entry 3 is of image 999, which the annotations do not have"),
         (changed(2, category_id=77), "entry 2 is of category 77"),
-        (changed(1, score=math.nan), "entry 1 has a score or a box that is no number: [nan"),
+        (changed(1, score=math.nan), "entry 1 has a score or a box that is no number: nan"),
         (changed(0, bbox=[1, 2, 3]), "entry 0 has a score or a box that is no number"),
         (changed(0, bbox=[1, 2, None, 4]), "entry 0 has a score or a box that is no number"),
         (lambda entries: [{k: v for k, v in entries[0].items() if k != "score"}], "entry 0 lacks score"),

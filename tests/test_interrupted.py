@@ -21,7 +21,7 @@ EPOCHS = 24
 SETTINGS = f"""
 custom_hooks = [dict(type="SeedEpochs")]
 train_pipeline = [*pipeline[:3], dict(type="RandomFlip", prob=0.5), pipeline[3]]
-train_dataloader = dict(batch_size=8, num_workers=1, persistent_workers=True, dataset=dict(pipeline=train_pipeline))
+train_dataloader.update(num_workers=1, persistent_workers=True, dataset=dict(dataset, pipeline=train_pipeline))
 train_cfg = dict(max_epochs={EPOCHS}, val_interval=8)
 default_hooks.update(checkpoint=dict(interval=1, max_keep_ckpts=1, save_best="auto"))
 """

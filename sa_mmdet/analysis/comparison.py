@@ -8,18 +8,18 @@ exactly what pycocotools would of the resampled set.
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from sa_mmdet.datasets import coco_files
 
 Floats = NDArray[np.floating]
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
@@ -53,74 +53,6 @@ class Evaluation:
     recalls: Floats
     per_class: dict[str, float]
     curve: Floats  # precision at each recall, at an IoU of 0.5, mean of the classes
-
-
-def load_annotations(path: str | Path) -> COCO:
-    """Read COCO annotations.
-
-    Raises:
-        ValueError: The file is missing or none of COCO's form.
-    """
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(path))
-        if not coco.getImgIds() or not coco.getCatIds():
-            raise ValueError("it has no images or no categories")
-        return coco
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path}: no COCO annotations: {type(error).__name__}: {error}") from error
-
-
-def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
-    """Read and check detections in COCO's result format.
-
-    Raises:
-        ValueError: The file cannot be read, or an entry lacks a field, has a score or a box that is no number, or is
-            of an image or a category that the annotations do not have.
-    """
-    try:
-        entries = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no readable JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: holds no list of detections but a {type(entries).__name__}")
-    images, categories = set(coco.getImgIds()), set(coco.getCatIds())
-    for number, entry in enumerate(entries):
-        where = f"{path}: entry {number}"
-        if not isinstance(entry, dict):
-            raise ValueError(f"{where} is no object")
-        missing = [name for name in ("image_id", "category_id", "score") if name not in entry]
-        if missing or not {"bbox", "segmentation"} & set(entry):
-            raise ValueError(f"{where} lacks {', '.join(missing) or 'both bbox and segmentation'}")
-        if entry["image_id"] not in images:
-            raise ValueError(
-                f"{where} is of image {entry['image_id']!r}, which the annotations do not have: are these the results "
-                "of other images?"
-            )
-        if entry["category_id"] not in categories:
-            raise ValueError(f"{where} is of category {entry['category_id']!r}, which the annotations do not have")
-        numbers = [entry["score"], *entry.get("bbox", [])]
-        if (
-            not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
-            or len(entry.get("bbox", "four")) != 4
-        ):
-            raise ValueError(f"{where} has a score or a box that is no number: {numbers}")
-        if "segmentation" in entry:
-            _check_mask(entry["segmentation"], coco.imgs[entry["image_id"]], where)
-    return entries
-
-
-def _check_mask(mask: Any, image: Mapping[str, Any], where: str) -> None:
-    size = [image.get("height"), image.get("width")]
-    whole = isinstance(mask, dict) and isinstance(mask.get("counts"), str) and mask["counts"].isascii()
-    if not whole or mask.get("size") != size:
-        raise ValueError(f"{where} has a mask that is no compressed run-length code of size {size}, the image's")
-
-
-def tasks_of(entries: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The tasks that all of these detections have an answer to."""
-    fields = {"bbox": "bbox", "segm": "segmentation"}
-    return {task for task, name in fields.items() if entries and all(name in entry for entry in entries)}
 
 
 def evaluate(coco: COCO, entries: Sequence[Mapping[str, Any]], task: str) -> Evaluation:
@@ -172,8 +104,8 @@ def evaluate_files(annotations: str, results: Sequence[str], task: str) -> list[
 
 
 def _evaluate_file(annotations: str, results: str, task: str) -> Evaluation:
-    coco = load_annotations(annotations)
-    return evaluate(coco, load_results(results, coco), task)
+    coco = coco_files.load_annotations(annotations)
+    return evaluate(coco, coco_files.load_results(results, coco), task)
 
 
 def _nothing(coco: COCO) -> COCO:

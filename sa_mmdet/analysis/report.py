@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask
 from pycocotools.coco import COCO
 
+from sa_mmdet.datasets import coco_files
 from sa_mmdet.version import __version__
 
 from . import comparison
@@ -222,7 +223,7 @@ def _judged(task: str, arms: dict[str, list[Run]], resamples: int, pictures: int
         comparison.averaged([evaluations[run.name] for run in arm], [samples[run.name] for run in arm])
         for arm in arms.values()
     ]
-    coco = comparison.load_annotations(annotations)
+    coco = coco_files.load_annotations(annotations)
     count = len(coco.getImgIds())
     sentences = []
     for name, row in zip(names[1:], comparison.differences([m[0] for m in means], [m[1] for m in means]), strict=True):
@@ -259,7 +260,7 @@ def _gallery(coco: COCO, runs: Sequence[Run], task: str, pictures: int) -> list[
     found = []
     for run in runs:
         by_image: dict[int, list[dict[str, Any]]] = {}
-        for entry in comparison.load_results(str(run.results(task)), coco):
+        for entry in coco_files.load_results(str(run.results(task)), coco):
             if entry["score"] >= _SHOWN_SCORE and "bbox" in entry:
                 by_image.setdefault(entry["image_id"], []).append(entry)
         found.append(by_image)

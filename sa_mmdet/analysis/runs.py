@@ -49,8 +49,9 @@ class Run:
         layer = backbone.get("attention")
         if isinstance(layer, list | tuple):
             layer = next((one for one in layer if one), None)
-        if kind == "AttentionResNet" and layer:
-            return _ATTENTIONS.get(str(layer["type"]), str(layer["type"]))
+        if kind == "AttentionResNet" and isinstance(layer, dict):
+            name = str(layer.get("type"))
+            return _ATTENTIONS.get(name, name)
         return "none" if kind in ("ResNet", "AttentionResNet") else kind
 
     @property
@@ -60,8 +61,9 @@ class Run:
     @property
     def annotations(self) -> Path:
         """Of the images it is tested on."""
-        evaluator = self.cfg.test_evaluator
-        return Path(str((evaluator[0] if isinstance(evaluator, list | tuple) else evaluator).get("ann_file", "")))
+        evaluator = self.cfg.get("test_evaluator")
+        first = evaluator[0] if isinstance(evaluator, list | tuple) and evaluator else evaluator
+        return Path(str(first.get("ann_file", "")) if isinstance(first, dict) else "")
 
     @property
     def on_coco(self) -> bool:
@@ -107,6 +109,10 @@ def read_run(folder: str | Path) -> Run:
         cfg = Config.fromfile(configs[-1])
     except Exception as error:  # a config is a program
         raise ValueError(f"{configs[-1]}: does not load: {' '.join(str(error).split())[:200]}") from error
+    model = cfg.get("model")
+    backbone = model.get("backbone") if isinstance(model, dict) else None
+    if not isinstance(backbone, dict) or not model.get("type") or not backbone.get("type"):
+        raise ValueError(f"{configs[-1]}: names no model.type and model.backbone.type, so it is no detector's config")
     notes = [f"{broken} broken lines of its log were skipped"] if broken else []
     name = "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
     return Run(name, folder, cfg, sorted(losses.items()), sorted(figures.items()), _provenance(folder), notes)

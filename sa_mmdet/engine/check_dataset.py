@@ -1,26 +1,32 @@
 """Find out before the first step what would stop a run after an hour."""
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from mmdet.datasets import CocoDataset
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from sa_mmdet.datasets import coco_files
 
 _SHOWN = 3  # files that an error names
 
 
 @HOOKS.register_module()
 class CheckDataset(Hook):
-    """Check that every image of the data sets is there and that their classes are annotated.
+    """Check that every image of the data sets is there and that their annotations are such.
 
-    Looks at folder listings and file sizes, not into the images: seconds for COCO.
+    Looks at folder listings, file sizes and annotations in COCO's format, not into the images.
 
     Raises:
         FileNotFoundError: Images are missing or empty.
-        ValueError: No category of the annotations bears the name of one of the data set's classes.
+        ValueError: No category of the annotations bears the name of one of the data set's classes, an id stands twice
+            or a size, box or file name is none.
     """
 
     priority = "VERY_HIGH"
@@ -41,6 +47,8 @@ def _check(dataset: Any) -> None:
                 f"{part.ann_file}: no category is named as one of the data set's classes {part.metainfo['classes']}: "
                 "set dataset.metainfo=dict(classes=(...)) to the names that the annotations use"
             )
+        if isinstance(part, CocoDataset) and "://" not in part.ann_file:
+            _check_annotations(part)
         paths = [info["img_path"] for i in range(len(part)) if "img_path" in (info := part.get_data_info(i))]
         unusable = _missing_or_empty([path for path in paths if "://" not in path])
         if unusable:
@@ -48,6 +56,18 @@ def _check(dataset: Any) -> None:
                 f"{getattr(part, 'ann_file', type(part).__name__)}: {len(unusable)} of its {len(paths)} images are "
                 f"missing or empty, such as {', '.join(unusable[:_SHOWN])}: check data_root and data_prefix"
             )
+
+
+def _check_annotations(part: CocoDataset) -> None:
+    content = coco_files.read_annotations(part.ann_file)
+    categories = {category["id"] for category in content["categories"]}
+    strange = sum(entry["category_id"] not in categories for entry in content["annotations"])
+    if strange:
+        print_log(
+            f"{part.ann_file}: {strange} objects are of categories that the file does not have: they are background",
+            logger="current",
+            level=logging.WARNING,
+        )
 
 
 def _parts(dataset: Any) -> Iterator[Any]:

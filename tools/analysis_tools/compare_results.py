@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sa_mmdet.analysis import comparison
 from sa_mmdet.analysis.comparison import METRICS, TASKS
+from sa_mmdet.datasets import coco_files
 from sa_mmdet.written import written_aside
 
 _COLUMN = 8
@@ -76,11 +77,11 @@ def main() -> None:
     rows = {}
     answered = []
     try:
-        coco = comparison.load_annotations(arguments.annotations)
+        coco = coco_files.load_annotations(arguments.annotations)
         for path in arguments.results:
-            entries = comparison.load_results(path, coco)
+            entries = coco_files.load_results(path, coco)
             if entries:
-                answered.append(comparison.tasks_of(entries))
+                answered.append(coco_files.tasks_of(entries))
             else:
                 print(f"{path}: holds no detections: judged as none")
         images = len(coco.getImgIds())
