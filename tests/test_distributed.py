@@ -151,22 +151,36 @@ strategy = dict(type="FSDPStrategy", model_wrapper=dict(device_id="cpu"))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("launcher", ["torchrun", "mim", "torchrun with FSDP"])
+@pytest.mark.parametrize("launcher", ["torchrun", "torchrun with FSDP", "mim", "slurm"])
 def test_a_training_of_two_processes_on_real_images(coco128: Path, tmp_path: Path, launcher: str) -> None:
     config = user_config(coco128, tmp_path / "mine.py", FSDP if "FSDP" in launcher else "")
-    options = ["--launcher", "pytorch", "--cfg-options", "train_cfg.max_epochs=1", "train_cfg.val_interval=1"]
+    binaries, port = Path(sys.executable).parent, str(free_port())
+    train = [str(REPOSITORY / "tools" / "train.py"), str(config), "--work-dir", str(tmp_path / "run")]
+    options = ["--cfg-options", "train_cfg.max_epochs=1", "train_cfg.val_interval=1"]
+    environment = os.environ | dict(OMP_NUM_THREADS="1", PATH=f"{binaries}:{os.environ['PATH']}")
+    commands = [[sys.executable, *train, "--launcher", "slurm", *options]] * 2
     if launcher.startswith("torchrun"):
-        start = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-        command = [sys.executable, *start, str(REPOSITORY / "tools" / "train.py"), str(config)]
-    else:
-        options = ["--gpus", "2", "--port", str(free_port()), *options]
-        command = [str(Path(sys.executable).parent / "mim"), "train", "mmdet", str(config)]
-    command += ["--work-dir", str(tmp_path / "run"), *options]
-    environment = os.environ | dict(OMP_NUM_THREADS="1", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    said = result.stdout + result.stderr
-    assert result.returncode == 0, said[-3000:]
-    assert "Distributed launcher: pytorch" in said
+        start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+        commands = [[*start, *train, "--launcher", "pytorch", *options]]
+    elif launcher == "mim":
+        start = [str(binaries / "mim"), "train", "mmdet", *train[1:], "--gpus", "2", "--port", port]
+        commands = [[*start, "--launcher", "pytorch", *options]]
+    else:  # what srun sets
+        environment |= dict(SLURM_NTASKS="2", SLURM_NODELIST="localhost", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment | dict(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
+        )
+        for rank, command in enumerate(commands)
+    ]
+    said, *others = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said[-3000:] + "".join(others)[-3000:]
+    assert f"Distributed launcher: {'slurm' if launcher == 'slurm' else 'pytorch'}" in said
     assert re.search(r"GPU number: 2\b", said)  # which MMEngine says of processes
     assert "[1][4/4]" in said  # 61 images, 8 a process
     assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in said

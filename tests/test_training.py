@@ -56,6 +56,7 @@ def test_a_run_that_was_killed_resumes_and_its_checkpoint_gives_its_figures(user
     # The optimizer's state and the schedule came back: the second epoch's losses are those of an undisturbed run.
     losses = [[line["loss"] for line in scalars(folder / name) if "loss" in line] for name in ("whole", "killed")]
     steps = len(losses[0]) // 2
+    assert losses[1][:steps] == losses[0][:steps]  # the same seed, the same numbers
     assert losses[1][-steps:] == losses[0][-steps:]
 
     expected, actual = scalars(folder / "whole")[-1], scalars(folder / "killed")[-1]
