@@ -1,5 +1,7 @@
+# Whose OpenMMLab packages: upstream, or the maintained fork's, onedl.
+STACK ?= upstream
 # The environment: a virtual environment of our own, or an existing one (make test VENV=$CONDA_PREFIX).
-VENV ?= .venv
+VENV ?= .venv$(patsubst %,-%,$(filter-out upstream,$(STACK)))
 # The interpreter that .venv is made with, 3.10 to 3.12.
 PYTHON ?= python3
 # Which PyTorch, and further arguments for pip when it installs it, such as --index-url for another CUDA.
@@ -8,7 +10,7 @@ TORCH_ARGS ?=
 DEMO_DIR ?= work_dirs/demo
 DEMO_CONFIG = configs/demo/mask-rcnn_sa-r18_fpn_shapes.py
 
-export VENV TORCH TORCH_ARGS
+export VENV STACK TORCH TORCH_ARGS
 BIN = $(VENV)/bin
 
 .PHONY: install test test-long demo check-gpu clean

@@ -1,13 +1,14 @@
 """Set up the environment of the Makefile: PyTorch, mmcv's operators compiled against it, MMDetection, this package.
 
 Run by `make install` with the standard library alone. Does what is missing and nothing else; a second run takes
-seconds. The environment variables VENV, TORCH and TORCH_ARGS are those of the Makefile.
+seconds. The environment variables VENV, STACK, TORCH and TORCH_ARGS are those of the Makefile.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,6 +22,12 @@ PYTHON = VENV.absolute() / "bin" / "python"
 LOG = VENV / "install.log"
 STAMP = VENV / ".sa_mmdet_installed"
 DEFAULT_TORCH = "torch==2.13.0"
+# The OpenMMLab packages as their authors left them, and the maintained fork, which provides the same imports.
+STACKS = {
+    "upstream": dict(mmcv="mmcv", mmengine="mmengine", mmdet="mmdet", mim="openmim==0.3.9"),
+    "onedl": dict(mmcv="onedl-mmcv", mmengine="onedl-mmengine", mmdet="onedl-mmdetection", mim="onedl-mim==0.5.1"),
+}
+STACK = os.environ.get("STACK") or "upstream"
 SETUPTOOLS = "setuptools>=77,<82"
 FREE_GB = 4  # PyTorch for CPUs and all else need 2.5; pip unpacks beside them
 
@@ -81,6 +88,16 @@ def environment_path(name: str) -> Path:
     return Path(subprocess.check_output([PYTHON, "-c", code], text=True).strip())
 
 
+def check_stack() -> None:
+    """Refuse a name that is none, and to put one stack's files over the other's."""
+    if STACK not in STACKS:
+        fail(f"STACK={STACK} is unknown: give one of {', '.join(STACKS)}")
+    for other in STACKS.keys() - {STACK}:
+        find = f"import importlib.metadata; importlib.metadata.version({STACKS[other]['mmengine']!r})"
+        if PYTHON.exists() and works(find) is None:
+            fail(f"{VENV} holds STACK={other}, whose files {STACK} would write over: make ... VENV=DIR for another one")
+
+
 def make_environment() -> None:
     if PYTHON.exists():
         return
@@ -119,7 +136,8 @@ def install_mmcv() -> None:
         if not Path(cuda_home, "bin", "nvcc").exists():
             fail(f"a GPU is here, but no nvcc: {HINTS['CUDA_HOME']}; CUDA_VISIBLE_DEVICES= builds for the CPU alone")
     say("mmcv and its operators; compiling them takes 5 to 15 minutes the first time")
-    arguments = ("--no-build-isolation", "-c", str(CONSTRAINTS), "mmcv")
+    raise_standard(compiler)
+    arguments = ("--no-build-isolation", "-c", str(CONSTRAINTS), STACKS[STACK]["mmcv"])
     pip_install(*arguments)
     if works(CHECK_OPERATORS) is not None:
         say("the mmcv that pip had belongs to another PyTorch; compiling it anew")
@@ -130,16 +148,29 @@ def install_mmcv() -> None:
         fail(f"mmcv's operators do not work: {problem}{hints}")
 
 
+def raise_standard(compiler: str) -> None:
+    """Give the standard that PyTorch's headers want; mmcv asks for C++17, and of two a compiler takes the last."""
+    [headers] = environment_path("purelib").glob("torch/include/torch/csrc/api/include/torch/all.h")
+    required = re.search(r"error C\+\+(\d\d)", headers.read_text())
+    if required is not None and int(required.group(1)) > 17:
+        wrapper = VENV.absolute() / "bin" / "c++"
+        wrapper.write_text(
+            f'#!/bin/sh\nexec {shlex.quote(str(shutil.which(compiler)))} "$@" -std=c++{required.group(1)}\n'
+        )
+        wrapper.chmod(0o755)
+        os.environ["CXX"] = str(wrapper)
+
+
 def install_rest() -> None:
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
     names = [line for line in lines if line and not line.startswith("#")]
-    # An environment with the maintained fork has the first two under other names, PyTorch for CUDA its own Triton.
+    # A user's environment may have the first two from elsewhere, PyTorch for CUDA its own Triton.
     kept = {name for name in ("mmengine", "mmdet", "triton") if works(f"import {name}") is None}
-    names = [name for name in names if name.split(";")[0] not in kept]
+    names = [STACKS[STACK].get(name, name) for name in names if name.split(";")[0] not in kept]
     say("MMDetection and the development tools")
     pip_install("-c", str(CONSTRAINTS), *names)
     if works("import mim"):
-        pip_install("openmim==0.3.9")
+        pip_install(STACKS[STACK]["mim"])
     pip_install(SETUPTOOLS)  # openmim takes it back to one that Python packages of today cannot be built with
     say("sa_mmdet, editable")
     pip_install("--no-build-isolation", "--no-deps", "-e", str(REPOSITORY))
@@ -153,7 +184,7 @@ def install_rest() -> None:
 
 def state() -> str:
     """What an installation depends on."""
-    digest = hashlib.sha256(os.environ.get("TORCH", "").encode())
+    digest = hashlib.sha256(f"{STACK} {os.environ.get('TORCH', '')}".encode())
     for path in (Path(__file__), CONSTRAINTS, REPOSITORY / "requirements.txt", REPOSITORY / "setup.py"):
         digest.update(str(path).encode() + path.read_bytes())
     return digest.hexdigest()
@@ -162,6 +193,7 @@ def state() -> str:
 def main() -> None:
     if STAMP.exists() and STAMP.read_text() == state() and works("import torch, mmcv._ext, mmdet") is None:
         return
+    check_stack()
     make_environment()
     LOG.unlink(missing_ok=True)
     pip_install(SETUPTOOLS, "wheel", "ninja", "psutil")
