@@ -1,13 +1,13 @@
 """Random arguments of layers and backbones: built or refused in a sentence. `python tests/fuzz_arguments.py 10000`."""
 
 import random
-import resource
 import sys
 import time
 from collections import Counter
 from typing import Any
 
 import torch
+from fuzzing import main, with_figures
 from mmdet.registry import MODELS
 
 import sa_mmdet  # noqa: F401  (registers them)
@@ -80,12 +80,8 @@ def fuzz(count: int, seed: int = 0) -> Counter:
             print(cfg, file=sys.stderr)
             raise
         slowest = max(slowest, time.monotonic() - begin)
-    answers["slowest, milliseconds"] = int(1e3 * slowest)
-    answers["peak memory, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return answers
+    return with_figures(answers, slowest)
 
 
 if __name__ == "__main__":
-    found: Any = fuzz(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    for answer, times in found.most_common():
-        print(f"{times:7} {answer}")
+    main(fuzz)

@@ -3,16 +3,15 @@
 import io
 import random
 import re
-import resource
 import struct
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
+from fuzzing import main, with_figures
 from safetensors.torch import save
 from torch import Tensor
 
@@ -97,12 +96,8 @@ def fuzz(count: int, seed: int = 0) -> Counter:
                 raise
             slowest = max(slowest, time.monotonic() - begin)
             path.unlink()
-    answers["slowest, milliseconds"] = int(1e3 * slowest)
-    answers["peak memory, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return answers
+    return with_figures(answers, slowest)
 
 
 if __name__ == "__main__":
-    found: Any = fuzz(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    for answer, times in found.most_common():
-        print(f"{times:7} {answer}")
+    main(fuzz)

@@ -4,7 +4,6 @@ import copy
 import json
 import random
 import re
-import resource
 import signal
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz_checkpoints import mutated
+from fuzzing import main, with_figures
 from pycocotools import mask as coder
 from pycocotools.coco import COCO
 
@@ -155,12 +155,8 @@ def fuzz(count: int, seed: int = 0) -> Counter:
             finally:
                 signal.alarm(0)
             slowest = max(slowest, time.monotonic() - begin)
-    answers["slowest, milliseconds"] = int(1e3 * slowest)
-    answers["peak memory, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return answers
+    return with_figures(answers, slowest)
 
 
 if __name__ == "__main__":
-    answers: Any = fuzz(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    for answer, times in answers.most_common():
-        print(f"{times:7} {answer}")
+    main(fuzz)

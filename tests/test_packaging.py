@@ -1,5 +1,6 @@
 """What openmim does with the wheel that a user installs."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -34,6 +35,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip("wheel", "--no-build-isolation", "--no-deps", "-w", out, source)
     [path] = out.glob("*.whl")
     return path
+
+
+def test_it_is_for_python_from_3_10_on(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        assert "Requires-Python: >=3.10\n" in archive.read(metadata).decode()
+    for folder in ("sa_mmdet", "tools", "configs", "tests", ".ci"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            ast.parse(path.read_text(), str(path), feature_version=(3, 10))
 
 
 @pytest.fixture(scope="module")

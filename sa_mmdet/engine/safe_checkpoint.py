@@ -2,7 +2,7 @@
 
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,17 @@ class SafeCheckpointHook(CheckpointHook):
     def _removing_last(self) -> Iterator[None]:
         """Hold removals back until what is done within has succeeded."""
         backend = self.file_backend
-        waiting: list[str] = []
-        remove = backend.remove
-        backend.remove = waiting.append
+        removals = dict(remove=backend.remove, rmtree=backend.rmtree)  # of files, of folders (FSDP's)
+        waiting: list[Callable[[], None]] = []
+        for name, removal in removals.items():
+            setattr(backend, name, lambda path, removal=removal: waiting.append(lambda: removal(path)))
         try:
             yield
         finally:
-            backend.remove = remove
-        for path in waiting:
-            remove(path)
+            for name, removal in removals.items():
+                setattr(backend, name, removal)
+        for removal in waiting:
+            removal()
 
 
 def _is_whole(path: Path) -> bool:

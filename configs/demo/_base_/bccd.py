@@ -1,4 +1,4 @@
-# Blood cells from scratch at half resolution; BCCD_ROOT names the folder that holds images/ and annotations/.
+# Blood cells from scratch at a third of their resolution; BCCD_ROOT names the folder with images/ and annotations/.
 _base_ = ["mmdet::_base_/models/faster-rcnn_r50_fpn.py", "from_scratch.py"]
 
 model = dict(
@@ -30,7 +30,7 @@ metainfo = dict(
     classes=("RBC", "WBC", "Platelets"),
     palette=[(220, 20, 60), (0, 0, 230), (250, 170, 30)],
 )
-scale = (320, 240)
+scale = (224, 168)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
@@ -53,8 +53,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoMetric", metric="bbox", ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator
 
-max_epochs = 20
-train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", eta_min_ratio=0.01, T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
