@@ -150,15 +150,14 @@ def install_mmcv() -> None:
 
 def raise_standard(compiler: str) -> None:
     """Give the standard that PyTorch's headers want; mmcv asks for C++17, and of two a compiler takes the last."""
-    [headers] = environment_path("purelib").glob("torch/include/torch/csrc/api/include/torch/all.h")
-    required = re.search(r"error C\+\+(\d\d)", headers.read_text())
-    if required is not None and int(required.group(1)) > 17:
-        wrapper = VENV.absolute() / "bin" / "c++"
-        wrapper.write_text(
-            f'#!/bin/sh\nexec {shlex.quote(str(shutil.which(compiler)))} "$@" -std=c++{required.group(1)}\n'
-        )
-        wrapper.chmod(0o755)
-        os.environ["CXX"] = str(wrapper)
+    for headers in environment_path("purelib").glob("torch/include/torch/csrc/api/include/torch/all.h"):
+        required = re.search(r"error C\+\+(\d\d)", headers.read_text())
+        if required is not None and int(required.group(1)) > 17:
+            wrapper = VENV.absolute() / "bin" / "c++"
+            command = f'{shlex.quote(str(shutil.which(compiler)))} "$@" -std=c++{required.group(1)}'
+            wrapper.write_text(f"#!/bin/sh\nexec {command}\n")
+            wrapper.chmod(0o755)
+            os.environ["CXX"] = str(wrapper)
 
 
 def install_rest() -> None:

@@ -1,6 +1,9 @@
+import importlib.metadata
 import importlib.util
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -55,6 +58,43 @@ def test_an_mmcv_of_another_pytorch_is_compiled_anew(install: ModuleType, monkey
         (False, False),
         (True, True),
     ]
+
+
+def test_the_compiler_is_told_the_standard_that_pytorch_wants(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "environment_path", lambda name: tmp_path)
+    monkeypatch.setenv("CXX", "")
+    header = tmp_path / "torch" / "include" / "torch" / "csrc" / "api" / "include" / "torch" / "all.h"
+    header.parent.mkdir(parents=True)
+    (install.VENV / "bin").mkdir(parents=True)
+    header.write_text("#error C++17 or later compatible compiler is required to use PyTorch.")
+    install.raise_standard("echo")
+    assert not os.environ["CXX"]
+    header.write_text("#error C++20 or later compatible compiler is required to use PyTorch.")
+    install.raise_standard("echo")
+    said = subprocess.check_output([os.environ["CXX"], "-std=c++17", "a b.cpp"], text=True)
+    assert said == "-std=c++17 a b.cpp -std=c++20\n"
+
+
+def test_a_stack_that_is_unknown_or_another_than_the_environments(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "STACK", "sidestream")
+    with pytest.raises(SystemExit, match="STACK=sidestream is unknown: give one of upstream, onedl"):
+        install.check_stack()
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    [own] = [name for name, packages in install.STACKS.items() if packages["mmengine"] in installed]
+    [other] = install.STACKS.keys() - {own}
+    monkeypatch.setattr(install, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(install, "STACK", own)
+    install.check_stack()
+    monkeypatch.setattr(install, "STACK", other)
+    with pytest.raises(SystemExit, match=rf"holds STACK={own}, whose files {other} would write over: .* VENV=DIR"):
+        install.check_stack()
+    monkeypatch.delenv("VENV")
+    planned = subprocess.check_output(["make", "-n", "test", "STACK=onedl"], cwd=REPOSITORY, text=True)
+    assert ".venv-onedl/bin/python -m pytest" in planned
 
 
 def test_a_failing_step_shows_its_output_and_the_way_out(install: ModuleType) -> None:
