@@ -169,13 +169,17 @@ def _svg(draw: Any, panels: int = 1) -> str:
 
 
 def _curves(runs: Sequence[Run]) -> str:
+    arms = list(dict.fromkeys(run.arm for run in runs))
+
     def draw(loss: Any, figure: Any) -> None:
-        for run in runs:
+        for number, run in enumerate(runs):
+            first = run.arm not in {other.arm for other in runs[:number]}
+            style: dict[str, Any] = dict(color=f"C{arms.index(run.arm)}", label=run.arm if first else None)
             if run.losses:
-                loss.plot(*zip(*run.losses, strict=True), linewidth=1, label=run.name)
+                loss.plot(*zip(*run.losses, strict=True), linewidth=1, **style)
             points = [(epoch, 100 * found["coco/bbox_mAP"]) for epoch, found in run.figures if "coco/bbox_mAP" in found]
             if points:
-                figure.plot(*zip(*points, strict=True), marker=".", label=run.name)
+                figure.plot(*zip(*points, strict=True), marker=".", **style)
         loss.set_xlabel("iteration")
         loss.set_ylabel("training loss")
         figure.set_xlabel("epoch")
@@ -255,8 +259,7 @@ def _judged(task: str, arms: dict[str, list[Run]], resamples: int, pictures: int
 
 
 def _gallery(coco: COCO, runs: Sequence[Run], task: str, pictures: int) -> list[dict[str, Any]]:
-    """The pictures on which the first and the last arm differ most: ground truth and both."""
-    runs = [runs[0], runs[-1]] if len(runs) > 1 else list(runs)
+    """The pictures on which the arms' first runs differ most: ground truth and all of them."""
     found = []
     for run in runs:
         by_image: dict[int, list[dict[str, Any]]] = {}
@@ -266,7 +269,8 @@ def _gallery(coco: COCO, runs: Sequence[Run], task: str, pictures: int) -> list[
         found.append(by_image)
     truth = {image: coco.imgToAnns.get(image, []) for image in coco.getImgIds()}
     right = [{image: _balance(truth[image], arm.get(image, [])) for image in truth} for arm in found]
-    order = sorted(truth, key=lambda image: -abs(right[-1][image] - right[0][image]))
+    spread = {image: max(arm[image] for arm in right) - min(arm[image] for arm in right) for image in truth}
+    order = sorted(truth, key=lambda image: -spread[image])
     folder = _image_folder(runs[0])
     shown: list[dict[str, Any]] = []
     for image in order:
