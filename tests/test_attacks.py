@@ -1,6 +1,9 @@
 """Files that mean harm or are damaged: refused in a sentence, nothing executed, or read right."""
 
+import functools
+import http.server
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,8 @@ class Harm:
 
 ENTRIES: dict[str, Callable[[Path, Path, Tool], Any]] = {
     "init_cfg": lambda config, file, tool: build_backbone("Pretrained", file),
+    "init_cfg by address": lambda config, file, tool: build_backbone("Pretrained", served(file)),
+    "ResNetPretrained by address": lambda config, file, tool: build_backbone("ResNetPretrained", served(file)),
     "ResNetPretrained": lambda config, file, tool: build_backbone("ResNetPretrained", file),
     "load_from": lambda config, file, tool: start(config, load_from=str(file)),
     "resume": lambda config, file, tool: start(config, load_from=str(file), resume=True),
@@ -49,7 +54,15 @@ ENTRIES: dict[str, Callable[[Path, Path, Tool], Any]] = {
 }
 
 
-def build_backbone(kind: str, file: Path) -> None:
+def served(file: Path) -> str:
+    """The address of a file on a server of our own, which ends with the tests."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(file.parent))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}/{file.name}"
+
+
+def build_backbone(kind: str, file: Path | str) -> None:
     init_cfg = dict(type=kind, checkpoint=str(file))
     MODELS.build(dict(type="SAResNet", depth=18, groups=16, init_cfg=init_cfg)).init_weights()
 
@@ -71,7 +84,10 @@ def fail(answer: tuple[int, str, str]) -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, tool: Tool, entry: str) -> None:
+def test_code_in_a_checkpoint_is_not_run(
+    tmp_path: Path, tool: Tool, entry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "cache"))
     trace = tmp_path / "trace"
     state = {"conv1.weight": torch.zeros(1), "harm": Harm(trace)}
     file = tmp_path / "harm.pth"

@@ -134,7 +134,11 @@ def test_an_old_stack_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("sys.modules['mmcv._ext'] = None", "mmcv is installed without operators that fit PyTorch"),
         ("sys.modules['mmdet'] = None", "needs mmdet >= 3.0, which is not installed"),
-        ("import mmcv; mmcv.__version__ = '2.3.6'", "mmdet does not import: MMCV==2.3.6 is used but incompatible"),
+        pytest.param(
+            "import mmcv; mmcv.__version__ = '2.3.6'",
+            "mmdet does not import: MMCV==2.3.6 is used but incompatible",
+            marks=pytest.mark.skipif(not hasattr(mmdet, "mmcv_maximum_version"), reason="the fork has no such gate"),
+        ),
     ],
 )
 def test_importing_on_a_stack_that_cannot_work_says_why(preparation: str, message: str) -> None:

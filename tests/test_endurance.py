@@ -16,7 +16,7 @@ ONE_EPOCH = """
 train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=1)
 val_cfg = val_dataloader = val_evaluator = None
 """
-# Both print the process's own memory, in KiB, as they go; glibc's arenas would otherwise grow with its threads.
+# Both print the process's own memory, in KiB, as they go.
 MEMORY = """
 import pathlib, re
 def kib():
@@ -57,7 +57,9 @@ class Memory(Hook):
 
 
 def memory(command: list[str], folder: Path) -> list[int]:
-    environment = os.environ | dict(MALLOC_ARENA_MAX="1", PYTHONPATH=str(folder))
+    # What is freed goes back to the system, so that what is counted is held.
+    malloc = dict(MALLOC_ARENA_MAX="1", MALLOC_MMAP_THRESHOLD_="65536")
+    environment = os.environ | malloc | dict(PYTHONPATH=str(folder))
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return [int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("KiB ")]

@@ -9,6 +9,7 @@ __all__ = ["apply", "check_stack"]
 def apply() -> None:
     """Apply all repairs."""
     checkpoints.admit_mmengine_checkpoints()
+    checkpoints.refuse_code()
     checkpoints.resolve_torchvision_names()
     checkpoints.load_safetensors()
     distributed.launch_on_cpus()

@@ -1,5 +1,6 @@
 """How MMEngine reads checkpoints: what MMEngine saved, names of torchvision's weights, safetensors files."""
 
+import functools
 import importlib.util
 import operator
 import pickle
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from mmengine.fileio import load
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
 from mmengine.utils import digit_version
 
@@ -95,6 +97,23 @@ def admit_mmengine_checkpoints() -> None:
             (_numeric_scalar, "numpy._core.multiarray.scalar"),
         ]
     )
+
+
+def _load_tensors(file: Any, map_location: Any = None, weights_only: Any = None) -> Any:
+    return torch.load(file, map_location=map_location, weights_only=True)
+
+
+def refuse_code() -> None:
+    """Load tensors and plain containers alone from addresses, too, and with the maintained fork.
+
+    PyTorch's loader of addresses (all versions so far) unpickles everything unless it is told otherwise, and MMEngine
+    does not tell it; the fork (0.10.12) unpickles everything once the strict way has failed.
+    """
+    if digit_version(torch.__version__) < digit_version("2.6.0"):
+        return
+    checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
+    if hasattr(checkpoint, "_safe_torch_load"):
+        checkpoint._safe_torch_load = _load_tensors
 
 
 def _load_from_torchvision(filename: str, map_location: Any = None) -> Any:
