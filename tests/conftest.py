@@ -1,5 +1,6 @@
 """Data for the tests: made here, or real where an environment variable names it."""
 
+import importlib.metadata
 import os
 import runpy
 import sys
@@ -12,6 +13,8 @@ import torch
 from sa_mmdet.datasets import make_shapes
 
 Tool = Callable[..., tuple[int, str, str]]
+# MMDetection's name for pip and mim: the maintained fork has another for the same package.
+MMDETECTION = importlib.metadata.packages_distributions()["mmdet"][0]
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import MMDETECTION, REPOSITORY
 from detectors import user_config
 from mmdet.registry import MODELS
 from mmengine.dist import init_dist
@@ -163,7 +163,7 @@ def test_a_training_of_two_processes_on_real_images(coco128: Path, tmp_path: Pat
         start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
         commands = [[*start, *train, "--launcher", "pytorch", *options]]
     elif launcher == "mim":
-        start = [str(binaries / "mim"), "train", "mmdet", *train[1:], "--gpus", "2", "--port", port]
+        start = [str(binaries / "mim"), "train", MMDETECTION, *train[1:], "--gpus", "2", "--port", port]
         commands = [[*start, "--launcher", "pytorch", *options]]
     else:  # what srun sets
         environment |= dict(SLURM_NTASKS="2", SLURM_NODELIST="localhost", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
