@@ -1,7 +1,6 @@
 """A detector of a user's own on real images, small enough for tests."""
 
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 
@@ -48,8 +47,8 @@ def user_config(coco128: Path, path: Path, more: str = "") -> Path:
     return path
 
 
-def small_retinanet(coco128: Path, folder: Path, **options: Any) -> Config:
+def small_retinanet(coco128: Path, folder: Path) -> Config:
     """The config, loaded, for a runner in this process."""
     cfg = Config.fromfile(user_config(coco128, folder / "mine.py"))
-    cfg.merge_from_dict(dict(work_dir=str(folder / "run"), log_level="WARNING", **options))
+    cfg.merge_from_dict(dict(work_dir=str(folder / "run"), log_level="WARNING"))
     return cfg

@@ -168,18 +168,23 @@ def _svg(draw: Any, panels: int = 1) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def _curves(runs: Sequence[Run]) -> str:
-    arms = list(dict.fromkeys(run.arm for run in runs))
+def _by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    return arms
 
+
+def _curves(runs: Sequence[Run]) -> str:
     def draw(loss: Any, figure: Any) -> None:
-        for number, run in enumerate(runs):
-            first = run.arm not in {other.arm for other in runs[:number]}
-            style: dict[str, Any] = dict(color=f"C{arms.index(run.arm)}", label=run.arm if first else None)
-            if run.losses:
-                loss.plot(*zip(*run.losses, strict=True), linewidth=1, **style)
-            points = [(epoch, 100 * found["coco/bbox_mAP"]) for epoch, found in run.figures if "coco/bbox_mAP" in found]
-            if points:
-                figure.plot(*zip(*points, strict=True), marker=".", **style)
+        for number, (name, arm) in enumerate(_by_arm(runs).items()):
+            for run in arm:
+                style: dict[str, Any] = dict(color=f"C{number}", label=name if run is arm[0] else None)
+                if run.losses:
+                    loss.plot(*zip(*run.losses, strict=True), linewidth=1, **style)
+                points = [(epoch, 100 * box["coco/bbox_mAP"]) for epoch, box in run.figures if "coco/bbox_mAP" in box]
+                if points:
+                    figure.plot(*zip(*points, strict=True), marker=".", **style)
         loss.set_xlabel("iteration")
         loss.set_ylabel("training loss")
         figure.set_xlabel("epoch")
@@ -194,10 +199,7 @@ def _judge(runs: Sequence[Run], resamples: int, pictures: int) -> tuple[list[dic
     found: list[dict[str, Any]] = []
     notes = []
     for task in comparison.TASKS:
-        arms: dict[str, list[Run]] = {}
-        for run in runs:
-            if run.results(task) is not None:
-                arms.setdefault(run.arm, []).append(run)
+        arms = _by_arm([run for run in runs if run.results(task) is not None])
         if not arms:
             continue
         first = next(iter(arms.values()))[0]
