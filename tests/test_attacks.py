@@ -157,6 +157,17 @@ def test_objects_of_an_unknown_category_are_told_of(tmp_path: Path, monkeypatch:
     assert "a.json: 1 objects are of categories that the file does not have" in message
 
 
+def test_panoptic_annotations_have_another_form(tmp_path: Path) -> None:
+    dataset(tmp_path)
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["categories"][0]["isthing"] = 1
+    content["annotations"] = [dict(image_id=n, file_name=f"{n}.png", segments_info=[]) for n in (1, 2)]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    options = dict(data_root=str(tmp_path), ann_file="a.json", data_prefix=dict(img="", ann="", seg=""), pipeline=[])
+    classes = dict(classes=("thing",), thing_classes=("thing",), stuff_classes=())
+    check_dataset._check(DATASETS.build(dict(type="CocoPanopticDataset", metainfo=classes, test_mode=True, **options)))
+
+
 def test_masks_that_would_read_past_their_end_or_never_end(tmp_path: Path) -> None:
     dataset(tmp_path)
     coco = coco_files.load_annotations(tmp_path / "a.json")
