@@ -190,7 +190,7 @@ def _average_precision(
         best = np.maximum.accumulate(at_hits[:, ::-1], 1)[:, ::-1]
         padded = np.concatenate([best, np.zeros((len(best), 1), best.dtype)], 1)
         for r in there.nonzero()[0]:
-            places = np.searchsorted(reached[r] / np.float64(objects[r]), recalls)  # rounded as pycocotools rounds
+            places = np.searchsorted(reached[r].astype(np.float64) / objects[r], recalls)  # rounded as pycocotools
             precision[t, r] = padded[r, places].mean()
     return precision, there
 
