@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import load_checkpoint
 
 from sa_mmdet import compat
-from sa_mmdet.compat import checkpoints
+from sa_mmdet.compat import checkpoints, strict_pickle
 
 
 def saved(path: Path, content: object) -> Path:
@@ -26,12 +28,36 @@ def saved(path: Path, content: object) -> Path:
     return path
 
 
-def test_a_training_history_loads_and_is_what_it_was(tmp_path: Path) -> None:
-    hub = MessageHub.get_instance("test_a_training_history")
+@pytest.fixture(params=["PyTorch's strict loader", "the one for PyTorch before 2.6"])
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both strict ways of loading, whatever the PyTorch; the second loads on every one."""
+    if request.param.startswith("PyTorch") and not checkpoints._STRICT:
+        pytest.skip("this PyTorch's cannot be told of names")
+    if checkpoints._STRICT and not request.param.startswith("PyTorch"):
+        monkeypatch.setattr(checkpoints, "_STRICT", False)
+        monkeypatch.setattr(checkpoint, "torch", torch)
+        monkeypatch.setattr(checkpoint, "load_url", checkpoint.load_url)
+        monkeypatch.setattr(torch.serialization, "_weights_only_unpickler", None)
+        monkeypatch.setattr(strict_pickle, "_ADMITTED", {})
+        checkpoints.admit_mmengine_checkpoints()
+        checkpoints.refuse_code()
+    return request.param
+
+
+@pytest.mark.usefixtures("loader")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_training_history_loads_and_is_what_it_was(tmp_path: Path, zipped: bool) -> None:
+    hub = MessageHub.get_instance(str(tmp_path))
     for value in (3.0, np.float64(2.0), torch.tensor(1.0), 4):
         hub.update_scalar("train/loss", value)
     hub.update_info("best", np.float32(0.5))
-    loaded = torch.load(saved(tmp_path / "epoch_1.pth", dict(message_hub=hub.state_dict(), seen=np.int64(7))))
+    content = dict(message_hub=hub.state_dict(), seen=np.int64(7), weights=torch.nn.Conv2d(2, 3, 1).state_dict())
+    plain = dict(milestones=Counter([8, 11]), classes={"a"}, kind=torch.bool, device=torch.device("cpu"))
+    torch.save(content | dict(plain=plain), tmp_path / "epoch_1.pth", _use_new_zipfile_serialization=zipped)
+    loaded = checkpoint.load_from_local(str(tmp_path / "epoch_1.pth"), "cpu")
+    assert loaded["plain"] == plain
+    assert type(loaded["weights"]) is OrderedDict
+    assert torch.equal(loaded["weights"]["weight"], content["weights"]["weight"])
     buffer = loaded["message_hub"]["log_scalars"]["train/loss"]
     assert type(buffer) is HistoryBuffer
     assert buffer.data[0].tolist() == [3.0, 2.0, 1.0, 4.0]
@@ -39,7 +65,7 @@ def test_a_training_history_loads_and_is_what_it_was(tmp_path: Path) -> None:
     assert loaded["seen"] == 7
     assert isinstance(loaded["seen"], np.int64)
     # It can be saved and loaded once more, as a resumed run does.
-    again = torch.load(saved(tmp_path / "epoch_2.pth", loaded))
+    again = checkpoint.load_from_local(str(saved(tmp_path / "epoch_2.pth", loaded)), "cpu")
     assert again["message_hub"]["log_scalars"]["train/loss"].statistics("mean") == 2.5
 
 
@@ -53,12 +79,20 @@ class Call:
         return self.call
 
 
+class Empty:
+    """Pickles as an array of more bytes than there are."""
+
+    def __reduce__(self) -> Any:
+        return np.array([]).__reduce__()[0], (np.ndarray, (10**15,), b"b")
+
+
 def with_state(**state: object) -> HistoryBuffer:
     buffer = HistoryBuffer([1.0], [1])
     buffer.__dict__.update(state)
     return buffer
 
 
+@pytest.mark.usefixtures("loader")
 @pytest.mark.parametrize(
     "smuggled",
     [
@@ -71,7 +105,7 @@ def with_state(**state: object) -> HistoryBuffer:
         lambda: Call(np.dtype, [("a", "f8")]),
         lambda: np.array([{"an": "object"}], dtype=object),
         lambda: np.array(["text"]),
-        lambda: Call(np.array([]).__reduce__()[0], np.ndarray, (10**15,), b"b"),
+        Empty,
         lambda: with_state(further=1),
         lambda: with_state(_log_history=[1.0]),
         lambda: Path("a"),
@@ -89,23 +123,59 @@ def test_anything_else_is_refused(
     assert HistoryBuffer._statistics_methods == before
 
 
+def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change the pickle in what torch.save wrote."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, change(data) if name.endswith("data.pkl") else data)
+
+
+@pytest.mark.usefixtures("loader")
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"cpathlib\nPath\n)\x81",  # a new object
+        b"(cpathlib\nPath\no",  # the same by Python 2's opcode
+        b"(ipathlib\nPath\n",  # and by another one
+        b"ctorch\nSize\n]\x85R}K\x01K\x02sb",  # a state for a kind that has none
+        b"cbuiltins\ngetattr\nN}U\x01aK\x01s\x86b",  # attributes for a function
+        b"ctorch.nn.parameter\nParameter\nN}U\x01aK\x01s\x86b",  # and for a class
+        b"cbuiltins\ngetattr\n)\x81",  # an object of a function
+        b"]K\x01\x85R",  # a call of a list
+        b"\x82\x01",  # an extension
+    ],
+)
+def test_opcodes_that_no_checkpoint_has(tmp_path: Path, opcodes: bytes) -> None:
+    rewrite(saved(tmp_path / "evil.pth", {}), lambda pickled: b"\x80\x02" + opcodes + b".")
+    with pytest.raises((pickle.UnpicklingError, AttributeError, TypeError)):
+        checkpoints.load_tensors(tmp_path / "evil.pth")
+
+
+@pytest.mark.usefixtures("loader")
+def test_a_program_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "program.pth")
+    with pytest.raises((pickle.UnpicklingError, RuntimeError), match=r"TorchScript|torch\.jit"):
+        checkpoints.load_tensors(tmp_path / "program.pth")
+
+
+@pytest.mark.usefixtures("loader")
 def test_statistics_of_a_file_do_not_reach_the_class(tmp_path: Path) -> None:
     saved(tmp_path / "evil.pth", with_state())
-    archive, content = zipfile.ZipFile(tmp_path / "evil.pth"), {}
-    for name in archive.namelist():
-        content[name] = archive.read(name)
-        if name.endswith("data.pkl"):  # file the maximum under the name of the mean
-            assert content[name].count(b"\x04\x00\x00\x00mean") == 2
-            content[name] = content[name].replace(b"\x04\x00\x00\x00mean", b"\x04\x00\x00\x00evil", 1)
-    with zipfile.ZipFile(tmp_path / "evil.pth", "w", zipfile.ZIP_STORED) as rewritten:
-        for name, data in content.items():
-            rewritten.writestr(name, data)
-    torch.load(tmp_path / "evil.pth")
+
+    def under_the_name_of_the_mean(pickled: bytes) -> bytes:
+        assert pickled.count(b"\x04\x00\x00\x00mean") == 2
+        return pickled.replace(b"\x04\x00\x00\x00mean", b"\x04\x00\x00\x00evil", 1)
+
+    rewrite(tmp_path / "evil.pth", under_the_name_of_the_mean)
+    checkpoints.load_tensors(tmp_path / "evil.pth")
     assert "evil" not in HistoryBuffer._statistics_methods
 
 
-def test_nothing_that_reaches_further_is_admitted_as_itself() -> None:
-    admitted = {entry[0] if isinstance(entry, tuple) else entry for entry in torch.serialization.get_safe_globals()}
+def test_nothing_that_reaches_further_is_admitted_as_itself(loader: str) -> None:
+    entries = torch.serialization.get_safe_globals() if checkpoints._STRICT else strict_pickle._ADMITTED.values()
+    admitted = {entry[0] if isinstance(entry, tuple) else entry for entry in entries}
     assert not admitted & {builtins.getattr, np.dtype, HistoryBuffer}
 
 

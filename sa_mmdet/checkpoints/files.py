@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sa_mmdet.compat.checkpoints import load_tensors
 from sa_mmdet.written import written_aside
 
 _METADATA = "sa_mmdet"  # the key of safetensors' header that holds ours
@@ -51,13 +52,15 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{head[:16]!r}"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path, map_location="cpu")
     except Exception as error:  # whatever a broken file makes of torch.load
         raise ValueError(f"{path}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if "unexpected EOF" in text:
+        return f"cannot be read, cut off perhaps: {text[:200]}"
     if "Unsupported global" in text or "WeightsUnpickler error" in text or "weights_only" in text.lower():
         asked = text.partition("GLOBAL ")[2].split(" ")[0] or text.rpartition("WeightsUnpickler error:")[2].strip()
         return (
@@ -136,7 +139,7 @@ def _check_tensor(key: str, tensor: Tensor, path: str | Path) -> None:
         raise ValueError(
             f"{path}: {key} is no plain tensor of numbers: {tensor.layout}, {tensor.dtype}, on {tensor.device}"
         )
-    held = tensor.untyped_storage().nbytes() // tensor.element_size()
+    held = getattr(tensor, "untyped_storage", tensor.storage)().nbytes() // tensor.element_size()
     if tensor.numel() > held:  # a view that repeats its few elements, as many times as a file likes
         raise ValueError(f"{path}: {key} of shape {tuple(tensor.shape)} stands on {held} numbers")
 

@@ -5,8 +5,12 @@ import importlib.util
 import operator
 import pickle
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from urllib.parse import urlparse
 
 import mmengine
 import numpy as np
@@ -16,6 +20,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
 from mmengine.utils import digit_version
+
+from . import strict_pickle
 
 _STATISTICS = ("current", "max", "mean", "min")
 
@@ -72,48 +78,98 @@ def _numeric_scalar(dtype: Any, data: Any) -> np.generic:
     )
 
 
+_NUMBERS = "b1 f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8"
+_PLAIN: tuple[type, ...] = (np.ndarray, *(type(np.dtype(code)) for code in _NUMBERS.split()))
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    "mmengine.logging.history_buffer.HistoryBuffer": _LoadedHistoryBuffer,
+    "builtins.getattr": _statistic,
+    "numpy.dtype": _numeric_dtype,
+    "numpy.core.multiarray._reconstruct": _empty_array,  # numpy 1
+    "numpy._core.multiarray._reconstruct": _empty_array,  # numpy 2
+    "numpy.core.multiarray.scalar": _numeric_scalar,
+    "numpy._core.multiarray.scalar": _numeric_scalar,
+}
+# From 2.6 on torch.load is strict unless told otherwise, and its strict way knows stand-ins.
+_STRICT = digit_version(torch.__version__) >= digit_version("2.6.0")
+
+
 def admit_mmengine_checkpoints() -> None:
-    """Let torch >= 2.6 load what MMEngine saves.
+    """Let what MMEngine saves be loaded strictly.
 
     Since torch 2.6 ``torch.load`` unpickles tensors and plain containers alone, MMEngine (up to 0.10.7) puts its
     training history beside them and does not say so when it loads: ``test.py`` and ``--resume`` die. Admitted here is
     that history, HistoryBuffers of numeric arrays and numeric scalars, and nothing else; what could reach further is
     admitted as a stand-in that checks its arguments. Everything else that a checkpoint names is still refused.
     """
-    if digit_version(torch.__version__) < digit_version("2.6.0"):
-        return  # loads everything by default, and knows no stand-ins
-    numbers = [np.bool_, np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64]
-    numbers += [np.uint8, np.uint16, np.uint32, np.uint64]
-    torch.serialization.add_safe_globals(
-        [
-            np.ndarray,
-            *(type(np.dtype(number)) for number in numbers),
-            (_LoadedHistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
-            (_statistic, "builtins.getattr"),
-            (_numeric_dtype, "numpy.dtype"),
-            (_empty_array, "numpy.core.multiarray._reconstruct"),  # numpy 1
-            (_empty_array, "numpy._core.multiarray._reconstruct"),  # numpy 2
-            (_numeric_scalar, "numpy.core.multiarray.scalar"),
-            (_numeric_scalar, "numpy._core.multiarray.scalar"),
-        ]
-    )
+    if _STRICT:
+        torch.serialization.add_safe_globals([*_PLAIN, *((stands, name) for name, stands in _STAND_INS.items())])
+    else:
+        strict_pickle.admit({f"{kind.__module__}.{kind.__qualname__}": kind for kind in _PLAIN} | _STAND_INS)
+        torch.serialization._weights_only_unpickler = strict_pickle
 
 
-def _load_tensors(file: Any, map_location: Any = None, weights_only: Any = None) -> Any:
+def load_tensors(file: Any, map_location: Any = None, weights_only: Any = True) -> Any:
+    """As :func:`torch.load`, for tensors, plain containers and MMEngine's history alone, whatever the PyTorch.
+
+    Args:
+        file: A path, or an open file.
+        map_location: The devices to load to.
+        weights_only: For callers of torch.load's form; it is always so.
+
+    Raises:
+        pickle.UnpicklingError: The file holds anything else; nothing of it has been run.
+    """
+    if not _STRICT:
+        _refuse_program(file)
     return torch.load(file, map_location=map_location, weights_only=True)
 
 
+def _refuse_program(file: Any) -> None:
+    """Refuse an archive of TorchScript, which torch.load starts, strict or not."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise pickle.UnpicklingError("Weights only load failed. It is a program of TorchScript")
+    if hasattr(file, "seek"):
+        file.seek(0)
+
+
+class _StrictTorch(ModuleType):
+    """PyTorch, as MMEngine's module of checkpoints is to see it where torch.load unpickles everything."""
+
+    load = staticmethod(load_tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _load_from_address(
+    url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True, **options: Any
+) -> Any:
+    """As torch.hub.load_state_dict_from_url, which before 2.6 cannot be told how to unpickle."""
+    folder = Path(model_dir or Path(torch.hub.get_dir()) / "checkpoints")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(urlparse(url).path).name
+    if not path.exists():
+        torch.hub.download_url_to_file(url, str(path), progress=progress)
+    return load_tensors(path, map_location)
+
+
 def refuse_code() -> None:
-    """Load tensors and plain containers alone from addresses, too, and with the maintained fork.
+    """Load tensors and plain containers alone wherever MMEngine loads checkpoints.
 
     PyTorch's loader of addresses (all versions so far) unpickles everything unless it is told otherwise, and MMEngine
-    does not tell it; the fork (0.10.12) unpickles everything once the strict way has failed.
+    does not tell it; the fork (0.10.12) unpickles everything once the strict way has failed; and before torch 2.6
+    torch.load unpickles everything. The user's own calls of torch.load stay what they are, but for those that ask for
+    the strict way, which before 2.6 is ours.
     """
-    if digit_version(torch.__version__) < digit_version("2.6.0"):
-        return
-    checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
+    if _STRICT:
+        checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
+    else:
+        checkpoint.torch = _StrictTorch("torch")
+        checkpoint.load_url = _load_from_address
     if hasattr(checkpoint, "_safe_torch_load"):
-        checkpoint._safe_torch_load = _load_tensors
+        checkpoint._safe_torch_load = load_tensors
 
 
 def _load_from_torchvision(filename: str, map_location: Any = None) -> Any:
