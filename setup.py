@@ -31,7 +31,7 @@ setup(
     python_requires=">=3.10",
     # The OpenMMLab packages are extras, not requirements: the maintained fork provides the same imports under other
     # names, and a requirement would install the upstream ones over it.
-    install_requires=["torch>=2.1", "numpy", "pycocotools"],
+    install_requires=["torch>=1.13", "numpy", "pycocotools", "jinja2"],
     extras_require={
         "upstream": ["mmengine>=0.10", "mmcv>=2.0.1,<2.2", "mmdet>=3.3"],
         "weights": ["safetensors"],

@@ -28,7 +28,11 @@ STACKS = {
     "onedl": dict(mmcv="onedl-mmcv", mmengine="onedl-mmengine", mmdet="onedl-mmdetection", mim="onedl-mim==0.5.1"),
 }
 STACK = os.environ.get("STACK") or "upstream"
-SETUPTOOLS = "setuptools>=77,<82"
+SETUPTOOLS = "setuptools>=77,<82"  # 82 has no pkg_resources, which openmim and mmengine import
+# PyTorch before 2.3 is compiled against numpy 1, and imports what setuptools dropped in 70.
+OLD_TORCH = (2, 3)
+OLD_SETUPTOOLS = "setuptools>=69,<70"
+WITH_OLD_TORCH = {"numpy": "numpy<2", "opencv-python": "opencv-python<4.12", "captum": "captum==0.8.0"}
 FREE_GB = 4  # PyTorch for CPUs and all else need 2.5; pip unpacks beside them
 
 CHECK_OPERATORS = """
@@ -137,7 +141,7 @@ def install_mmcv() -> None:
             fail(f"a GPU is here, but no nvcc: {HINTS['CUDA_HOME']}; CUDA_VISIBLE_DEVICES= builds for the CPU alone")
     say("mmcv and its operators; compiling them takes 5 to 15 minutes the first time")
     raise_standard(compiler)
-    arguments = ("--no-build-isolation", "-c", str(CONSTRAINTS), STACKS[STACK]["mmcv"])
+    arguments = ("--no-build-isolation", "-c", str(constraints()), STACKS[STACK]["mmcv"])
     pip_install(*arguments)
     if works(CHECK_OPERATORS) is not None:
         say("the mmcv that pip had belongs to another PyTorch; compiling it anew")
@@ -146,6 +150,21 @@ def install_mmcv() -> None:
     if problem is not None:
         hints = "".join(f"\n  -> {way_out}" for sign, way_out in HINTS.items() if sign in problem)
         fail(f"mmcv's operators do not work: {problem}{hints}")
+
+
+def torch_is_old() -> bool:
+    version = subprocess.check_output([PYTHON, "-c", "import torch; print(torch.__version__)"], text=True, cwd="/")
+    return tuple(map(int, version.split(".")[:2])) < OLD_TORCH
+
+
+def constraints() -> Path:
+    """The versions seen working together, for the PyTorch that is there."""
+    if not torch_is_old():
+        return CONSTRAINTS
+    lines = [WITH_OLD_TORCH.get(line.split("==")[0], line) for line in CONSTRAINTS.read_text().splitlines()]
+    path = VENV.absolute() / "constraints.txt"
+    path.write_text("\n".join([*lines, ""]))
+    return path
 
 
 def raise_standard(compiler: str) -> None:
@@ -167,10 +186,11 @@ def install_rest() -> None:
     kept = {name for name in ("mmengine", "mmdet", "triton") if works(f"import {name}") is None}
     names = [STACKS[STACK].get(name, name) for name in names if name.split(";")[0] not in kept]
     say("MMDetection and the development tools")
-    pip_install("-c", str(CONSTRAINTS), *names)
+    pip_install("-c", str(constraints()), *names)
     if works("import mim"):
-        pip_install(STACKS[STACK]["mim"])
-    pip_install(SETUPTOOLS)  # openmim takes it back to one that Python packages of today cannot be built with
+        pip_install("-c", str(constraints()), STACKS[STACK]["mim"])
+    # openmim takes it back to one that Python packages of today cannot be built with.
+    pip_install(OLD_SETUPTOOLS if torch_is_old() else SETUPTOOLS)
     say("sa_mmdet, editable")
     pip_install("--no-build-isolation", "--no-deps", "-e", str(REPOSITORY))
     # openmim looks for sa_mmdet/.mim beside the package's metadata, where an editable install puts no package.
@@ -197,6 +217,8 @@ def main() -> None:
     LOG.unlink(missing_ok=True)
     pip_install(SETUPTOOLS, "wheel", "ninja", "psutil")
     install_torch()
+    if torch_is_old():
+        pip_install(OLD_SETUPTOOLS, WITH_OLD_TORCH["numpy"])
     install_mmcv()
     install_rest()
     problem = works("import mim, sa_mmdet")

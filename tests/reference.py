@@ -108,7 +108,7 @@ def cbam(x: Tensor, parameters: Parameters, training: bool, eps: float = 1e-5) -
     windows = padded.unfold(2, weight.shape[-1], 1).unfold(3, weight.shape[-1], 1)
     logit = torch.einsum("nihwab,iab->nhw", windows, weight[0])
     if training:
-        mean, variance = logit.mean(), logit.var(correction=0)
+        mean, variance = logit.mean(), logit.var(unbiased=False)
     else:
         mean, variance = (parameters[f"SpatialGate.spatial.bn.running_{name}"] for name in ("mean", "var"))
     logit = (logit - mean) / torch.sqrt(variance + eps)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import reference
 import torch
@@ -100,10 +101,10 @@ def test_outputs_and_gradients_equal_the_formula(case: Case, shape: tuple[int, .
     weight = torch.randn_like(x)
     inputs = [x, *parameters.values()]
     ours = torch.autograd.grad((actual * weight).sum(), inputs)
-    theirs = torch.autograd.grad((expected * weight).sum(), inputs, materialize_grads=True)
+    theirs = torch.autograd.grad((expected * weight).sum(), inputs, allow_unused=True)
     for one, other in zip(ours, theirs, strict=True):
         assert one.isfinite().all()
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(one, torch.zeros_like(one) if other is None else other, rtol=1e-9, atol=1e-10)
 
 
 def test_cbam_in_evaluation_mode_equals_the_formula() -> None:
@@ -140,6 +141,8 @@ def test_layers_outside_blocks_learn_and_take_half_precision(cfg: dict) -> None:
     module(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
     module.eval()
+    if cfg["type"] == "BakedShuffleAttention":
+        needs.mixed_group_norm()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = module(x.bfloat16())
     assert half.dtype == torch.bfloat16
@@ -155,7 +158,7 @@ def test_every_parameter_gets_a_finite_gradient_from_the_start(case: Case) -> No
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", needs.HALF)
 @every_case
 def test_mixed_precision_is_close_to_float32(case: Case, dtype: torch.dtype) -> None:
     module = build(case)
@@ -184,10 +187,17 @@ def test_memory_formats_do_not_matter(case: Case) -> None:
 
 
 @every_case
-def test_it_can_be_traced_and_exported(case: Case) -> None:
+def test_it_can_be_traced(case: Case) -> None:
     module = build(case).double().eval()
     x = torch.randn(2, CHANNELS, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(torch.jit.trace(module, x)(x), module(x), rtol=0, atol=1e-12)
+
+
+@needs.export
+@every_case
+def test_it_can_be_exported(case: Case) -> None:
+    module = build(case).double().eval()
+    x = torch.randn(2, CHANNELS, 6, 6, dtype=torch.float64)
     exported = torch.export.export(module, (x,)).module()
     torch.testing.assert_close(exported(x), module(x), rtol=0, atol=1e-12)
 

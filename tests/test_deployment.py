@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import needs
 import numpy as np
 import pytest
 import torch
@@ -22,8 +23,8 @@ from sa_mmdet.deployment import export_onnx, largest_difference, load
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = CONFIGS / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
 onnx_needed = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
-    reason="ONNX, its exporter or its runtime is not installed",
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")) or needs.OLD,
+    reason="ONNX, its exporter or its runtime is not installed, or PyTorch is older than 2.6",
 )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import needs
 import pytest
 import reference
 import torch
@@ -26,6 +27,7 @@ class Inputs:
     """Random tensors of all arguments, leaves that want gradients."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, offset: float = 0.0):
+        needs.operator()
         n, c, self.groups, h, w = shape
         k = c // (2 * self.groups)
         self.x = (torch.randn(n, c, h, w, dtype=torch.float64) + offset).to(dtype).requires_grad_()

@@ -52,12 +52,25 @@ def test_an_mmcv_of_another_pytorch_is_compiled_anew(install: ModuleType, monkey
     monkeypatch.setattr(install, "pip_install", lambda *arguments: asked.append(arguments))
     monkeypatch.setattr(install, "works", lambda code: None if len(asked) == 2 else "undefined symbol: _ZN3c10")
     monkeypatch.setattr(install, "environment_path", lambda name: Path(install.sys.prefix))
+    monkeypatch.setattr(install, "torch_is_old", lambda: False)
     monkeypatch.setattr(Path, "exists", lambda path: True)
     install.install_mmcv()
     assert [("--force-reinstall" in arguments, "--no-cache-dir" in arguments) for arguments in asked] == [
         (False, False),
         (True, True),
     ]
+
+
+@pytest.mark.parametrize(("version", "old"), [("1.13.0+cu117", True), ("2.2.2", True), ("2.3.0", False)])
+def test_pytorch_of_numpy_1_gets_it(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, version: str, old: bool
+) -> None:
+    monkeypatch.setattr(install.subprocess, "check_output", lambda *arguments, **options: f"{version}\n")
+    install.VENV.mkdir()
+    lines = install.constraints().read_text().splitlines()
+    assert ("numpy<2" in lines) == old
+    assert any(line.startswith("numpy==2") for line in lines) != old
+    assert "mmengine==0.10.7" in lines
 
 
 def test_the_compiler_is_told_the_standard_that_pytorch_wants(

@@ -11,7 +11,8 @@ from detectors import small_retinanet
 from mmdet.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
+
+dynamo = pytest.importorskip("torch._dynamo.testing", reason="torch.compile came with PyTorch 2")
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "SA-18": dict(type="SAResNet", depth=18, groups=8),
@@ -77,7 +78,7 @@ def test_autocast(backbone: Any, dtype: torch.dtype, tolerance: float) -> None:
 
 
 def test_one_graph_for_all_sizes(backbone: Any) -> None:
-    counter = CompileCounter()
+    counter = dynamo.CompileCounter()
     torch._dynamo.reset()
     compiled = torch.compile(backbone, backend=counter, fullgraph=True, dynamic=True)
     for height, width in ((64, 96), (96, 64), (128, 160)):

@@ -1,4 +1,5 @@
 import mmdet.models
+import needs
 import pytest
 import reference
 import torch
@@ -42,7 +43,7 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(module, (x,))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", needs.HALF)
 def test_half_precision_keeps_its_dtype_and_its_statistics(dtype: torch.dtype) -> None:
     module = ShuffleAttention(32, 4)
     for parameter in module.parameters():

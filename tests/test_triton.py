@@ -12,7 +12,11 @@ import reference
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+from sa_mmdet.ops.operator import AVAILABLE
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or not AVAILABLE, reason="Triton is not installed, or not used"
+)
 NAMES = ("cweight", "cbias", "sweight", "sbias", "gn.weight", "gn.bias")
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 DEVICE = "cpu" if INTERPRETED else "cuda"

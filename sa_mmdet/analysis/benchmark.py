@@ -2,12 +2,13 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +178,7 @@ def _check(level: str, arms: list[str], repeats: int, batch: int, dtype: str) ->
 def _step(level: str, arm: str, mode: str, shape: tuple[int, int], batch: int, device: str, dtype: str) -> Step:
     """What is measured: a forward, or a forward and a backward."""
     torch.manual_seed(0)
-    autocast: Callable[[], Any] = nullcontext
-    if dtype != "float32":
-
-        def autocast() -> Any:
-            return torch.autocast(torch.device(device).type, dtype=getattr(torch, dtype))
-
+    autocast = functools.partial(_autocast, device, getattr(torch, dtype))
     if level == "operator":
         return _operator_step(arm, mode, shape, batch, device, getattr(torch, dtype))
     backbone = dict(ARMS[arm], depth=50, frozen_stages=1, norm_eval=True)
@@ -216,6 +212,10 @@ def _tail_shapes(shape: tuple[int, int], batch: int) -> list[tuple[int, int, int
     return [(batch, channels, max(1, shape[0] // stride), max(1, shape[1] // stride)) for channels, stride in _STAGES]
 
 
+def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager:
+    return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype=dtype)
+
+
 def _operator_step(arm: str, mode: str, shape: tuple[int, int], batch: int, device: str, dtype: torch.dtype) -> Step:
     """The tails of one block of each stage: batch norm in evaluation mode, attention, addition, ReLU."""
     tails: list[Any] = []
@@ -242,10 +242,9 @@ def _operator_step(arm: str, mode: str, shape: tuple[int, int], batch: int, devi
         return residual(x, identity, scale, shift, *attention.sa_parameters, 64, implementation=implementation)
 
     function = torch.compile(tail) if arm.endswith("-compile") else tail
-    autocast = torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
 
     def forward(x: Tensor, identity: Tensor, norm: Any, attention: Any) -> Tensor:
-        with autocast:
+        with _autocast(device, dtype):
             return function(x, identity, norm, attention)
 
     def gradients(out: Tensor, x: Tensor, identity: Tensor, gradient: Tensor, norm: Any, keep: bool) -> None:

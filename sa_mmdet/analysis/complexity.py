@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from sa_mmdet.attention import (
     SpatialGroupEnhance,
     SqueezeExcitation,
 )
+from sa_mmdet.compat.devices import shapes_alone
 
 CONVENTIONS = ("mmengine", "paper")
 DETECTOR_SHAPE = (800, 1280)  # height, width in pixels, as the paper's Table 3
@@ -78,7 +80,7 @@ def analyze(cfg: dict[str, Any], shape: tuple[int, int] | None = None, conventio
         raise ValueError(f"convention={convention!r} is unknown: choose one of {', '.join(CONVENTIONS)}")
     cfg = copy.deepcopy(dict(cfg))
     # Shapes are enough for the paper's rules; MMEngine's counter traces the model, which needs numbers.
-    with torch.device("meta" if convention == "paper" else "cpu"):
+    with shapes_alone() if convention == "paper" else nullcontext():
         model = MODELS.build(cfg)
     model.eval()
     detector = isinstance(model, BaseDetector)

@@ -64,6 +64,5 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # the last from torch 2
+    return any(getattr(module, kind, None) for kind in kinds)

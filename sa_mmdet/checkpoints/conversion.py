@@ -12,6 +12,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from sa_mmdet.backbones.resnet_pretrained import DEPTHS, blocks_of
+from sa_mmdet.compat.devices import shapes_alone
 
 from . import files
 
@@ -278,7 +279,7 @@ def _fitted(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The state as the backbone of that config has it, and what had to be added."""
     try:
-        with torch.device("meta"):
+        with shapes_alone():
             own = MODELS.build(backbone).state_dict()
     except (ValueError, TypeError) as error:
         raise ValueError(

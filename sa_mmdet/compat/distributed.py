@@ -12,6 +12,7 @@ from mmengine.dist import utils
 from mmengine.model import MMDistributedDataParallel
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def launch_on_cpus() -> None:
@@ -62,8 +63,10 @@ def _also_on_cpus(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Te
     def wrapped(self: Any, x: Tensor) -> Tensor:
         statistics_of_batch = self.training or self.running_mean is None
         alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self.process_group) == 1
-        if x.device.type != "cpu" or not statistics_of_batch or alone:
+        if x.device.type != "cpu":
             return forward(self, x)
+        if not statistics_of_batch or alone:
+            return _BatchNorm.forward(self, x)  # PyTorch before 2 refuses CPUs here, too
         return _normalise_over_all(self, x)
 
     return wrapped

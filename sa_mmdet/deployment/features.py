@@ -10,6 +10,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from sa_mmdet.attention import ShuffleAttention
@@ -105,8 +106,10 @@ def export_onnx(model: FeatureExtractor, target: str | Path) -> list[str]:
         The names of the outputs; the input's is 'image'.
 
     Raises:
-        ValueError: A library is missing, or the file cannot be written.
+        ValueError: A library is missing, PyTorch is too old, or the file cannot be written.
     """
+    if digit_version(torch.__version__) < digit_version("2.6.0"):  # whose exporter first takes dynamic sizes
+        raise ValueError(f"the export needs PyTorch 2.6 or later, found {torch.__version__}: pip install 'torch>=2.6'")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"the export needs {' and '.join(missing)}: pip install {' '.join(missing)}")

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from . import _cpu
 
-_triton: Any = importlib.import_module("sa_mmdet.ops._triton") if importlib.util.find_spec("triton") else None
-
 # torch.library.custom_op came with torch 2.4; before, the composite form does the work.
 AVAILABLE = hasattr(torch.library, "custom_op")
+
+_triton: Any = None
+if AVAILABLE and importlib.util.find_spec("triton"):
+    _triton = importlib.import_module("sa_mmdet.ops._triton")
 
 
 def obstacle(x: Tensor) -> str | None:

@@ -71,7 +71,8 @@ def shuffle_attention(
     channel_gate, spatial_gate = _gates(channel, spatial, parameters, eps)
     gated = torch.stack((channel * channel_gate.to(x.dtype), spatial * spatial_gate.to(x.dtype)), dim=1)
     gated = gated.reshape(n, c, h, w)
-    return F.channel_shuffle(gated, 2) if shuffle else gated
+    # As torch.channel_shuffle, whose derivative came with PyTorch 2.
+    return gated.unflatten(1, (2, c // 2)).transpose(1, 2).reshape(n, c, h, w) if shuffle else gated
 
 
 def shuffle_attention_gates(x: Tensor, parameters: Parameters, groups: int, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
