@@ -1,6 +1,7 @@
 import builtins
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -151,6 +152,25 @@ def test_opcodes_that_no_checkpoint_has(tmp_path: Path, opcodes: bytes) -> None:
     rewrite(saved(tmp_path / "evil.pth", {}), lambda pickled: b"\x80\x02" + opcodes + b".")
     with pytest.raises((pickle.UnpicklingError, AttributeError, TypeError)):
         checkpoints.load_tensors(tmp_path / "evil.pth")
+
+
+@pytest.mark.usefixtures("loader")
+def test_addresses_are_loaded_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "good.pth", dict(weight=torch.ones(2)))
+    saved(tmp_path / "evil.pth", Path("a"))
+    asked: list[str] = []
+
+    def download(url: str, path: str, *arguments: Any, **options: Any) -> None:
+        asked.append(url)
+        shutil.copy(tmp_path / url.rpartition("/")[2], path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "cache"))
+    for _ in range(2):  # the second time from the cache
+        assert checkpoint.load_from_http("https://host/path/good.pth")["weight"].sum() == 2
+    assert asked == ["https://host/path/good.pth"]
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load_from_http("https://host/path/evil.pth")
 
 
 @pytest.mark.usefixtures("loader")
