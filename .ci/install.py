@@ -153,7 +153,10 @@ def install_mmcv() -> None:
 
 
 def torch_is_old() -> bool:
-    version = subprocess.check_output([PYTHON, "-c", "import torch; print(torch.__version__)"], text=True, cwd="/")
+    # By its metadata: importing PyTorch before numpy is there makes it complain.
+    version = subprocess.check_output(
+        [PYTHON, "-c", "import importlib.metadata; print(importlib.metadata.version('torch'))"], text=True
+    )
     return tuple(map(int, version.split(".")[:2])) < OLD_TORCH
 
 
