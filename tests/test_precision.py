@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -110,29 +111,20 @@ def test_compiled_to_machine_code() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.bfloat16,
-        pytest.param(
-            torch.float16,
-            marks=pytest.mark.skipif(
-                not torch.cuda.is_available(), reason="convolutions in float16 take a CPU half an hour"
-            ),
-        ),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("dtype", needs.HALF, ids=str)
 def test_two_hundred_steps_on_real_images(coco128: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     cfg = small_retinanet(coco128, tmp_path)
     cfg.train_dataloader.batch_size = 2
+    # A quarter of the channels: CPUs take 31 minutes for ResNet-18's own in float16, in which their convolutions crawl.
+    cfg.model.backbone.update(base_channels=16, groups=8)
+    cfg.model.neck.in_channels = [16, 32, 64, 128]
     cfg.train_dataloader.dataset.pipeline[2].scale = (96, 80)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runner = Runner.from_cfg(cfg)
     model, loader = runner.model, itertools.cycle(runner.build_dataloader(runner.cfg.train_dataloader))
     model.init_weights()
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     losses = []
     for data in itertools.islice(loader, 200):
