@@ -119,6 +119,9 @@ def test_two_hundred_steps_on_real_images(coco128: Path, tmp_path: Path, dtype: 
     cfg.model.backbone.update(base_channels=16, groups=8)
     cfg.model.neck.in_channels = [16, 32, 64, 128]
     cfg.train_dataloader.dataset.pipeline[2].scale = (96, 80)
+    # PyTorch (2.13 and 2.15) leaves the weight gradient of a strided convolution over a map one position wide, the last
+    # one of the neck here, uninitialised in bfloat16 on CPUs: NaN sooner or later, without our code.
+    cfg.model.data_preprocessor.pad_size_divisor = 128
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runner = Runner.from_cfg(cfg)
     model, loader = runner.model, itertools.cycle(runner.build_dataloader(runner.cfg.train_dataloader))
