@@ -59,9 +59,8 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "unexpected EOF" in text:
-        return f"cannot be read, cut off perhaps: {text[:200]}"
-    if "Unsupported global" in text or "WeightsUnpickler error" in text or "weights_only" in text.lower():
+    refused = "Unsupported global" in text or "WeightsUnpickler error" in text or "weights_only" in text.lower()
+    if refused and "unexpected EOF" not in text:
         asked = text.partition("GLOBAL ")[2].split(" ")[0] or text.rpartition("WeightsUnpickler error:")[2].strip()
         return (
             f"holds more than weights ({asked[:200]}), which is refused and not run: save its state dict alone, where "

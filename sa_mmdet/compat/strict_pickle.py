@@ -59,19 +59,23 @@ class Unpickler(_Unpickler):
 
     dispatch = {**_Unpickler.dispatch}
 
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._admitted = _admitted()
+
     def find_class(self, module: str, name: str) -> Any:
         # Protocol 2, which torch.save writes, has the names of Python 2.
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"
-        if full not in _admitted():
+        if full not in self._admitted:
             raise pickle.UnpicklingError(f"Weights only load failed. Unsupported global: GLOBAL {full} is not admitted")
-        return _admitted()[full]
+        return self._admitted[full]
 
     def _check(self, what: Any, admitted: Any, deed: str) -> None:
         if not _is_one_of(what, admitted):
             raise pickle.UnpicklingError(f"Weights only load failed. Unsupported global: GLOBAL {what!r} to be {deed}")
 
     def load_reduce(self) -> None:
-        self._check(self.stack[-2], _admitted().values(), "called")
+        self._check(self.stack[-2], self._admitted.values(), "called")
         super().load_reduce()
 
     def load_newobj(self) -> None:
