@@ -215,6 +215,51 @@ def test_results_repeat() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="runs single programs of a launch")
+@pytest.mark.long
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_last_program_past_two_to_the_31st(monkeypatch: pytest.MonkeyPatch, channels_last: bool) -> None:
+    """Of each launch the last program alone: what it does not touch of tensors of 4 GiB takes no memory."""
+    _triton = kernels()
+    shift = [0]
+
+    def last_program(blocks: Any, pieces: Any) -> tuple[Any, Any, Any]:
+        at = _triton.tl.program_id(0) + shift[0]
+        return (at // pieces // blocks).to(_triton.tl.int64), at // pieces % blocks, at % pieces
+
+    class Last:
+        def __init__(self, kernel: Any):
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            shift[0] = grid[0] - 1
+            return self.kernel[(1,)]
+
+    monkeypatch.setattr(_triton, "_program", last_program)
+    for name in ("_statistics_kernel", "_forward_kernel", "_sums_kernel", "_backward_kernel"):
+        monkeypatch.setattr(_triton, name, Last(getattr(_triton, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)  # of the splits that are not summed
+    shape, layout = (1, 2**17, 257, 64), torch.channels_last if channels_last else torch.contiguous_format
+    x, identity, gradient = (torch.empty(shape, dtype=torch.float16, memory_format=layout) for _ in range(3))
+    assert x.numel() > 2**31
+    # The last tile of the output: one channel, or the last 32, which are the last 16 of both halves of x.
+    written = [shape[1] - 1] if not channels_last else list(range(shape[1] - 32, shape[1]))
+    read = sorted({channel // 2 + channel % 2 * (shape[1] // 2) for channel in written})
+    x[:, read] = torch.arange(len(read), dtype=torch.float16)[:, None, None] / 8
+    identity[:, written], gradient[:, written] = -0.25, 2.0
+    parameters = torch.zeros(6, 1024)
+    parameters[1] = parameters[3] = 1.0  # gates of sigmoid(1) whatever the statistics are
+    gate = torch.sigmoid(torch.tensor(1.0)).item()
+    out, mean, rstd = _triton.forward(x, identity, None, None, parameters, 64, 1e-5)
+    values = x[0, [channel // 2 + channel % 2 * (shape[1] // 2) for channel in written]].float()
+    torch.testing.assert_close(out[0, written].float(), torch.relu(values * gate - 0.25), atol=2e-3, rtol=0)
+    passing = 2.0 * (out[0, written] > 0)
+    grad_x, grad_identity, *_ = _triton.backward(gradient, x, out, mean, rstd, None, None, parameters, 64, 1e-5)
+    torch.testing.assert_close(grad_identity[0, written].float(), passing.float())
+    moved = [channel // 2 + channel % 2 * (shape[1] // 2) for channel in written]
+    torch.testing.assert_close(grad_x[0, moved].float(), passing * gate, atol=2e-3, rtol=0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_offsets_past_two_to_the_31st() -> None:
     """The second image alone is short enough for 32 bits; both together are not."""
