@@ -6,6 +6,7 @@ compat.check_stack()
 compat.apply()
 
 from . import attention, backbones, engine, ops  # noqa: E402  (the checks above explain what these imports would die of)
+from .backbones import obstacles_to_fusion  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ["__version__", "attention", "backbones", "engine", "ops"]
+__all__ = ["__version__", "attention", "backbones", "engine", "obstacles_to_fusion", "ops"]

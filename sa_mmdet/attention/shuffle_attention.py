@@ -1,17 +1,25 @@
 """Shuffle attention (SA) as a plugin layer."""
 
 import math
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from sa_mmdet.ops import shuffle_attention, shuffle_attention_gates, shuffle_attention_residual
-from sa_mmdet.ops.shuffle_attention import IMPLEMENTATIONS
+from sa_mmdet.ops.fusion import IMPLEMENTATIONS, Replaceable, obstacle_in_groups, obstacle_in_modules, use_fused
+from sa_mmdet.ops.shuffle_attention import shuffle_attention_normalised, spatial_branch
 
 from .base import Attention, check_channels, check_flags, check_integer, choose
 
 _Six = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+_GROUP_NORM = Replaceable(nn.GroupNorm)
+
+# To torch.fx, which follows no decision that a tensor's shape makes, each of these is one node.
+for _name in ("shuffle_attention", "shuffle_attention_normalised", "spatial_branch"):
+    torch.fx.wrap(_name)
 
 
 def fitting_groups(channels: int) -> list[int]:
@@ -71,7 +79,7 @@ class ShuffleAttention(Attention):
                 f"groups={groups} does not fit {in_channels} channels: 2 * groups must divide them; "
                 f"values that fit: {', '.join(map(str, fitting_groups(in_channels))) or 'none'}"
             )
-        self.in_channels, self.groups, self.eps = in_channels, groups, eps
+        self.in_channels, self.groups = in_channels, groups
         self.transform, self.shuffle = transform, shuffle
         self.implementation = choose("implementation", implementation, {name: name for name in IMPLEMENTATIONS})
         k = in_channels // (2 * groups)
@@ -101,23 +109,51 @@ class ShuffleAttention(Attention):
             destination = destination.reshape(-1, 2).t().flatten()
         return destination, 1 / (1 + math.exp(-1))
 
+    @property
+    def eps(self) -> float:
+        """Added to the variance of the spatial branch; zero without its normalisation."""
+        return getattr(self.gn, "eps", 0.0)
+
+    def obstacle_to_fusion(self) -> str | None:
+        """Why the operator does not compute what this module does, or None."""
+        if self.transform != "affine" or not self.shuffle or self.gn is None:
+            return "it is one of the ablations"
+        return obstacle_in_groups(self.groups, self.in_channels) or self._obstacle_in_norm()
+
+    def _obstacle_in_norm(self) -> str | None:
+        """Why the normalisation, if there is one, must be called itself, or None."""
+        norm: Any = self.gn
+        if norm is None:
+            return None
+        if obstacle := obstacle_in_modules() or _GROUP_NORM.obstacle("gn", norm):
+            return obstacle
+        k = self.in_channels // (2 * self.groups)
+        changed = norm.weight is None or norm.bias is None or norm.num_groups != k
+        return "gn is not one of a group a channel with weight and bias" if changed else None
+
     def _parameters_in_order(self) -> _Six:
-        gamma, beta = (None, None) if self.gn is None else (self.gn.weight, self.gn.bias)
+        gamma, beta = getattr(self.gn, "weight", None), getattr(self.gn, "bias", None)
         return self.cweight, self.cbias, self.sweight, self.sbias, gamma, beta
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """What the normalisation itself makes of the spatial branch."""
+        norm: Any = self.gn
+        dtype = next((parameter.dtype for parameter in norm.parameters()), None)
+        return norm(spatial_branch(x, self.groups, dtype))
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The channel branch's gates, N x G x K x 1 x 1, and the spatial branch's, N x G x K x H x W."""
-        return shuffle_attention_gates(x, self._parameters_in_order(), self.groups, self.eps)
+        normalised = self._normalised(x) if self._obstacle_in_norm() else None
+        return shuffle_attention_gates(x, self._parameters_in_order(), self.groups, self.eps, normalised)
 
     def forward(self, x: Tensor) -> Tensor:
-        return shuffle_attention(
-            x,
-            *self._parameters_in_order(),
-            self.groups,
-            self.eps,
-            self.shuffle,
-            self.implementation,
-        )
+        parameters = self._parameters_in_order()
+        # A graph of torch.fx holds the normalisation as a module.
+        obstacle = self._obstacle_in_norm() or ("torch.fx traces it" if isinstance(x, Proxy) else None)
+        if self.gn is not None and obstacle:
+            use_fused(self.implementation, obstacle)  # which refuses 'fused'
+            return shuffle_attention_normalised(x, self._normalised(x), parameters, self.groups, self.shuffle)
+        return shuffle_attention(x, *parameters, self.groups, self.eps, self.shuffle, self.implementation)
 
     def forward_residual(self, x: Tensor, identity: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """The end of a block, relu(identity + forward(scale * x + shift)), as one operator where that applies."""

@@ -1,15 +1,11 @@
 """Shuffle attention, alone and with the end of a residual block, as functions of tensors."""
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import operator
-
-IMPLEMENTATIONS = ("auto", "fused", "reference")
-Parameters = Sequence[Tensor | None]
+from . import formula, operator
+from .formula import Parameters
+from .fusion import obstacle_in_call, obstacle_in_parameters, use_fused
 
 
 def shuffle_attention(
@@ -57,25 +53,59 @@ def shuffle_attention(
         ValueError: ``x`` is not four-dimensional, ``groups`` does not fit its channels, ``implementation`` is unknown,
             or 'fused' is asked for and does not apply.
     """
+    _check(x, groups)
+    parameters = (channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
+    if use_fused(implementation, _obstacle(x, parameters, groups, shuffle)):
+        return operator.fused(x, None, None, None, _stacked(parameters), groups, eps, implementation == "auto")[0]
+    return formula.attention(x, parameters, groups, eps, shuffle)
+
+
+def shuffle_attention_normalised(
+    x: Tensor, normalised: Tensor, parameters: Parameters, groups: int, shuffle: bool = True
+) -> Tensor:
+    """:func:`shuffle_attention` with the standardisation left to the caller.
+
+    Args:
+        x: N x C x H x W.
+        normalised: What becomes of :func:`spatial_branch` by a normalisation of the caller's, of its shape.
+        parameters: The six of :func:`shuffle_attention`, of which the last two are not used.
+        groups: G.
+        shuffle: Whether to move the channels.
+
+    Returns:
+        N x C x H x W, of the dtype of ``x``.
+    """
+    return formula.attention(x, parameters, groups, 0.0, shuffle, normalised)
+
+
+def spatial_branch(x: Tensor, groups: int, dtype: torch.dtype | None = None) -> Tensor:
+    """What :func:`shuffle_attention` standardises.
+
+    Args:
+        x: N x C x H x W.
+        groups: G.
+        dtype: Of the result; None for at least float32.
+
+    Returns:
+        NG x K x H x W.
+
+    Raises:
+        ValueError: As :func:`shuffle_attention`.
+    """
+    _check(x, groups)
+    return formula.branches(x, groups)[1].to(dtype or torch.promote_types(x.dtype, torch.float32))
+
+
+def _check(x: Tensor, groups: int) -> None:
     if x.dim() != 4:
         raise ValueError(f"shuffle_attention takes N x C x H x W, got a tensor of shape {tuple(x.shape)}")
-    n, c, h, w = x.shape
-    if groups < 1 or c % (2 * groups):
-        raise ValueError(f"groups={groups} does not fit {c} channels: 2 * groups must divide them")
-    parameters = (channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
-    obstacle = obstacle_to_fusion(x, parameters, groups, shuffle)
-    if use_fused(implementation, obstacle):
-        return operator.fused(x, None, None, None, stacked(parameters), groups, eps)[0]
-    k = c // (2 * groups)
-    channel, spatial = x.reshape(n * groups, 2, k, h, w).unbind(1)
-    channel_gate, spatial_gate = _gates(channel, spatial, parameters, eps)
-    gated = torch.stack((channel * channel_gate.to(x.dtype), spatial * spatial_gate.to(x.dtype)), dim=1)
-    gated = gated.reshape(n, c, h, w)
-    # As torch.channel_shuffle, whose derivative came with PyTorch 2.
-    return gated.unflatten(1, (2, c // 2)).transpose(1, 2).reshape(n, c, h, w) if shuffle else gated
+    if groups < 1 or x.shape[1] % (2 * groups):
+        raise ValueError(f"groups={groups} does not fit {x.shape[1]} channels: 2 * groups must divide them")
 
 
-def shuffle_attention_gates(x: Tensor, parameters: Parameters, groups: int, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+def shuffle_attention_gates(
+    x: Tensor, parameters: Parameters, groups: int, eps: float = 1e-5, normalised: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The gates by which :func:`shuffle_attention` multiplies.
 
     Args:
@@ -83,42 +113,13 @@ def shuffle_attention_gates(x: Tensor, parameters: Parameters, groups: int, eps:
         parameters: The six of :func:`shuffle_attention`, in its order.
         groups: G.
         eps: Added to the variance.
+        normalised: As :func:`shuffle_attention_normalised` takes it, in place of the standardisation; None for that.
 
     Returns:
         Of the channel branch N x G x K x 1 x 1, of the spatial branch N x G x K x H x W, both 0 to 1.
     """
-    n, c, h, w = x.shape
-    channel, spatial = x.reshape(n * groups, 2, c // (2 * groups), h, w).unbind(1)
-    gates = _gates(channel, spatial, parameters, eps)
-    return gates[0].unflatten(0, (n, groups)), gates[1].unflatten(0, (n, groups))
-
-
-def _gates(channel: Tensor, spatial: Tensor, parameters: Parameters, eps: float) -> tuple[Tensor, Tensor]:
-    """Of the two halves of all groups, each NG x K x H x W."""
-    channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias = parameters
-    k = channel.shape[1]
-    wide = torch.promote_types(channel.dtype, torch.float32)
-    mean = channel.mean((2, 3), keepdim=True, dtype=wide)
-    channel_gate = _affine(mean, channel_weight, channel_bias).sigmoid()
-    if norm_weight is None or norm_bias is None:
-        return channel_gate, _affine(spatial.to(wide), spatial_weight, spatial_bias).sigmoid()
-    scale, shift = norm_weight.reshape(k).to(wide), norm_bias.reshape(k).to(wide)
-    # One channel a normalisation group. A gate's own scale and shift go into those of the normalisation.
-    if spatial_weight is not None and spatial_bias is not None and spatial_weight.numel() == k:
-        weight, bias = spatial_weight.reshape(k).to(wide), spatial_bias.reshape(k).to(wide)
-        return channel_gate, F.group_norm(spatial.to(wide), k, weight * scale, weight * shift + bias, eps).sigmoid_()
-    normalised = F.group_norm(spatial.to(wide), k, scale, shift, eps)
-    return channel_gate, _affine(normalised, spatial_weight, spatial_bias).sigmoid()
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Scale and shift the K channels of ``x``, or mix them where the weight has K x K elements."""
-    if weight is None or bias is None:
-        return x
-    k = x.shape[1]
-    if weight.numel() == k:
-        return x * weight.reshape(k, 1, 1).to(x.dtype) + bias.reshape(k, 1, 1).to(x.dtype)
-    return F.conv2d(x, weight.reshape(k, k, 1, 1).to(x.dtype), bias.reshape(k).to(x.dtype))
+    gates = formula.gates(*formula.branches(x, groups), parameters, eps, normalised)
+    return gates[0].unflatten(0, (x.shape[0], groups)), gates[1].unflatten(0, (x.shape[0], groups))
 
 
 def shuffle_attention_residual(
@@ -166,32 +167,17 @@ def shuffle_attention_residual(
             f"identity of shape {tuple(identity.shape)} for x of shape {tuple(x.shape)}: they must be equal"
         )
     parameters = (channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
-    if use_fused(implementation, obstacle_to_fusion(x, parameters, groups, shuffle)):
-        return operator.fused(x, identity.to(x.dtype), scale, shift, stacked(parameters), groups, eps)[0]
-    y = x if scale is None else x * scale.to(x.dtype).reshape(-1, 1, 1)
-    y = y if shift is None else y + shift.to(x.dtype).reshape(-1, 1, 1)
-    return F.relu(identity + shuffle_attention(y, *parameters, groups, eps, shuffle, "reference"))
+    _check(x, groups)
+    if use_fused(implementation, _obstacle(x, parameters, groups, shuffle)):
+        arguments = (x, identity.to(x.dtype), scale, shift, _stacked(parameters), groups, eps)
+        return operator.fused(*arguments, implementation == "auto")[0]
+    return formula.residual(x, identity, scale, shift, parameters, groups, eps, shuffle)
 
 
-def obstacle_to_fusion(x: Tensor, parameters: Parameters, groups: int, shuffle: bool = True) -> str | None:
-    """Why the fused operator does not apply, or None."""
-    if groups < 2 or groups % 2 or x.dim() != 4 or x.shape[1] % (2 * groups):
-        return f"groups={groups} is odd or does not fit"
-    k = x.shape[1] // (2 * groups)
-    if not shuffle or any(parameter is None or parameter.numel() != k for parameter in parameters):
-        return "it is one of the ablations"
-    return operator.obstacle(x)
+def _obstacle(x: Tensor, parameters: Parameters, groups: int, shuffle: bool) -> str | None:
+    return obstacle_in_parameters(parameters, groups, x.shape[1], shuffle) or obstacle_in_call(x)
 
 
-def use_fused(implementation: str, obstacle: str | None) -> bool:
-    """Whether to fuse; refuses unknown names, and a fusion that is asked for and impossible."""
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}")
-    if implementation == "fused" and obstacle is not None:
-        raise ValueError(f"implementation='fused' does not apply: {obstacle}; use 'auto' or 'reference'")
-    return implementation != "reference" and obstacle is None
-
-
-def stacked(parameters: Parameters) -> Tensor:
+def _stacked(parameters: Parameters) -> Tensor:
     """The six parameters as rows of one tensor."""
     return torch.stack([parameter.flatten() for parameter in parameters if parameter is not None])

@@ -1,0 +1,98 @@
+"""Whether the fused operator may stand for the layers that it replaces, and if not, why: this is where it is decided.
+
+It may where nobody could tell the difference. A layer that is of another class, whose forward is replaced or that has
+hooks is called as it is; and so is PyTorch's own formula where a transform is at work that does not know the operator.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.modules import module as module_hooks
+
+from . import operator
+from .formula import Parameters
+
+IMPLEMENTATIONS = ("auto", "fused", "reference")
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # the last from torch 2
+_GLOBAL_HOOKS = tuple(hooks for kind in _HOOKS if (hooks := getattr(module_hooks, f"_global{kind}", None)) is not None)
+_CALL = nn.Module.__call__
+
+
+def use_fused(implementation: str, obstacle: str | None) -> bool:
+    """Whether to fuse; refuses unknown names, and a fusion that is asked for and impossible."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}")
+    if implementation == "fused" and obstacle is not None:
+        raise ValueError(f"implementation='fused' does not apply: {obstacle}; use 'auto' or 'reference'")
+    return implementation != "reference" and obstacle is None
+
+
+def obstacle_in_call(x: Tensor) -> str | None:
+    """Why the operator cannot take this tensor here and now, or None."""
+    if not operator.AVAILABLE:
+        return f"PyTorch {torch.__version__} has no torch.library.custom_op"
+    if operator.broken:
+        return operator.broken
+    if type(x) is not Tensor and type(x) is not nn.Parameter:
+        return _obstacle_in_type(x)
+    if torch.jit.is_tracing():
+        return "a trace takes PyTorch's own operators alone"
+    if operator.transformed():
+        return "a transform of torch.func or forward-mode differentiation is at work"
+    return operator.obstacle(x)
+
+
+def _obstacle_in_type(x: Tensor) -> str | None:
+    if isinstance(x, Proxy):
+        return "torch.fx traces it"
+    if not isinstance(x, operator.TRACED):
+        return f"the input is a {type(x).__name__}"
+    if torch.onnx.is_in_onnx_export():
+        return "ONNX has no such operator"
+    return operator.obstacle(x)
+
+
+def obstacle_in_groups(groups: int, channels: int) -> str | None:
+    """Why the operator does not take this number of groups, or None."""
+    return f"groups={groups} is odd or does not fit" if groups % 2 or groups < 2 or channels % (2 * groups) else None
+
+
+def obstacle_in_parameters(parameters: Parameters, groups: int, channels: int, shuffle: bool = True) -> str | None:
+    """Why the operator does not compute what these options ask for, or None."""
+    k = channels // (2 * groups)
+    if not shuffle or any(parameter is None or parameter.numel() != k for parameter in parameters):
+        return "it is one of the ablations"
+    return obstacle_in_groups(groups, channels)
+
+
+def obstacle_in_modules() -> str | None:
+    """Why no module may be passed over, or None: hooks on all modules, another way to call them."""
+    for hooks in _GLOBAL_HOOKS:
+        if hooks:
+            return "there are hooks on all modules"
+    # PyTorch replaces it, too, where it traces, and calls what was there.
+    if nn.Module.__call__ is not _CALL and not nn.Module.__call__.__globals__["__name__"].startswith("torch."):
+        return "nn.Module.__call__ is replaced"
+    return None
+
+
+class Replaceable:
+    """A class of layers that the operator replaces, with its forward as it was when this package was imported."""
+
+    def __init__(self, kind: type[nn.Module]):
+        self.kind, self.forward = kind, kind.forward
+
+    def obstacle(self, name: str, module: nn.Module) -> str | None:
+        """Why this layer must be called itself, or None."""
+        if type(module) is not self.kind:
+            return f"{name} is a {type(module).__name__}"
+        if self.kind.forward is not self.forward:
+            return f"the forward of {self.kind.__name__} is replaced"
+        state = module.__dict__
+        if "forward" in state:
+            return f"the forward of {name} is replaced"
+        for kind in _HOOKS:
+            if state.get(kind):
+                return f"{name} has hooks"
+        return f"{name} is compiled by itself" if state.get("_compiled_call_impl") is not None else None

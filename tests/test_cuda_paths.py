@@ -1,0 +1,236 @@
+"""The operator's paths for GPUs as a whole, as if on one: CPU tensors go to Triton's kernels, in its interpreter."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+from sa_mmdet import ops
+from sa_mmdet.ops import formula, operator
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or not operator.AVAILABLE, reason="Triton is not installed, or not used"
+)
+INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
+here = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own, with Triton's interpreter")
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+shuffle_attention: Any = ops.shuffle_attention_residual
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the tests below run here")
+def test_as_if_on_a_gpu() -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert " passed" in result.stdout
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sends CPU tensors to Triton's kernels, and lists the calls; a kernel that fails is an error."""
+    found: list[str] = []
+    if not INTERPRETED:
+        return found
+    monkeypatch.setattr(operator, "by_triton", lambda x: True)
+    for name in ("forward", "backward"):
+        kernel = getattr(operator._triton, name)
+        monkeypatch.setattr(
+            operator._triton,
+            name,
+            lambda *arguments, name=name, kernel=kernel: found.append(name) or kernel(*arguments),
+        )
+
+    def fail(error: Exception, device: torch.device) -> None:
+        raise error
+
+    monkeypatch.setattr(operator, "_report", fail)
+    return found
+
+
+def tensors(size: tuple[int, ...] = (2, 8, 3, 5), layout: torch.memory_format = LAYOUTS[0]) -> list[Tensor]:
+    """x, identity, scale, shift and the six parameters of two groups."""
+    maps = [torch.randn(size).contiguous(memory_format=layout) for _ in range(2)]
+    vectors = [torch.randn(n) for n in [size[1]] * 2 + [size[1] // 4] * 6]
+    return [tensor.requires_grad_() for tensor in (*maps, *vectors)]
+
+
+def step(function: Callable[[], Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    for leaf in leaves:
+        leaf.grad = None
+    out = function()
+    (out.float() * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+    return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def assert_close(found: list[Tensor], wanted: list[Tensor], tolerance: float = 3e-5) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        bound = tolerance * max(1.0, other.abs().max().item())
+        torch.testing.assert_close(one.float(), other.float(), rtol=tolerance, atol=bound)
+
+
+@here
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_dispatch_autograd_and_layout(layout: torch.memory_format, calls: list[str]) -> None:
+    leaves = tensors(layout=layout)
+    found = step(lambda: shuffle_attention(*leaves, 2, implementation="fused"), leaves)
+    assert calls == ["forward", "backward"]
+    assert_close(found, step(lambda: shuffle_attention(*leaves, 2, implementation="reference"), leaves))
+    assert all(tensor.is_contiguous(memory_format=layout) for tensor in found[:3])
+
+
+@here
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("size", [(2, 8, 3, 5), (1, 8, 1, 1)], ids=str)
+def test_either_backend_goes_on_from_the_other(size: tuple[int, ...], layout: torch.memory_format) -> None:
+    x, identity, scale, shift, *rows = (tensor.detach() for tensor in tensors(size, layout))
+    arguments = (scale, shift, torch.stack(rows), 2, 1e-5)
+    kept = [kernels.forward(x, identity, *arguments) for kernels in (operator._triton, formula)]
+    assert_close(*kept)
+    gradient = torch.randn(size).contiguous(memory_format=layout)
+    out = kept[0][0]
+    gradients = [
+        list(kernels.backward(gradient, x, out, *saved[1:], *arguments))
+        for kernels, saved in zip((operator._triton, formula), reversed(kept), strict=True)
+    ]
+    assert_close(*gradients)
+
+
+def _odd_strides() -> dict[str, Tensor]:
+    base = torch.randn(3, 12, 4, 6)
+    last = base.contiguous(memory_format=torch.channels_last)
+    return {
+        "contiguous": base[:2, :8].contiguous(),
+        "channels_last": last[:2, :8].contiguous(memory_format=torch.channels_last),
+        "every second column": base[:2, :8, :, ::2],
+        "a slice of channels": base[:2, 4:],
+        "a slice of channels, channels_last": last[:2, 4:],
+        "a slice of images": base[2:, :8],
+        "a crop, channels_last": last[:2, :8, 1:3, 2:5],
+        "expanded images": base[:1, :8, :2].expand(2, -1, -1, -1),
+        "expanded positions": base[:2, :8, :1, :1].expand(-1, -1, 2, 3),
+        "turned": base[:2, :8, :2].transpose(2, 3),
+        "one image": last[:1, :8],
+        "one position": base[:2, :8, :1, :1],
+        "one position, channels_last": last[:2, :8, :1, :1].contiguous(memory_format=torch.channels_last),
+        "one image and position": torch.randn(16).as_strided((1, 8, 1, 1), (7, 1, 5, 3)),
+        "one row": base[:2, :8, :1],
+        "one column, channels_last": last[:2, :8, :, :1],
+        "no image": base[:0, :8],
+        "no position": base[:2, :8, :, :0],
+    }
+
+
+@here
+@pytest.mark.parametrize("name", list(_odd_strides()))
+def test_the_fake_form_gives_the_strides_of_the_real_one(name: str) -> None:
+    x = _odd_strides()[name]
+    parameters, gradient = torch.randn(6, 2), torch.randn(x.shape).transpose(2, 3).contiguous().transpose(2, 3)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in (x, parameters, gradient)]
+
+    def run(x: Tensor, parameters: Tensor, gradient: Tensor) -> list[Tensor]:
+        one = x.new_ones(x.shape[1])
+        results = operator.fused(x, x, one, one, parameters, 2, 1e-5)
+        gradients = operator.fused_backward(gradient, x, *results, one, one, parameters, 2, 1e-5)
+        return [*results, *gradients]
+
+    real = run(x, parameters, gradient)
+    with mode:
+        fake = run(*fakes)
+    for one, other in zip(fake, real, strict=True):
+        assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+    one = x.new_ones(x.shape[1])
+    expected = shuffle_attention(x, x, one, one, *parameters, 2, implementation="reference")
+    torch.testing.assert_close(real[0], expected, rtol=3e-5, atol=3e-5)
+
+
+@here
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_operator_keeps_pytorchs_rules(layout: torch.memory_format) -> None:
+    x, identity, scale, shift, *rows = tensors(layout=layout)
+    stacked = torch.stack(rows).detach().requires_grad_()
+    torch.library.opcheck(torch.ops.sa_mmdet.shuffle_attention.default, (x, identity, scale, shift, stacked, 2, 1e-5))
+
+
+@here
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast(dtype: torch.dtype, layout: torch.memory_format, calls: list[str]) -> None:
+    leaves = tensors(layout=layout)
+    with torch.autocast("cpu", dtype=dtype):
+        found = step(lambda: shuffle_attention(leaves[0].to(dtype), *leaves[1:], 2), leaves)
+    assert calls == ["forward", "backward"]
+    assert found[0].dtype == dtype
+    wanted = step(lambda: shuffle_attention(*leaves, 2, implementation="reference"), leaves)
+    assert_close(found, wanted, 8 * torch.finfo(dtype).eps)
+
+
+@here
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(reentrant: bool, calls: list[str]) -> None:
+    leaves = tensors()
+    wanted = step(lambda: shuffle_attention(*leaves, 2), leaves)
+    del calls[:]
+
+    def checkpointed() -> Tensor:
+        return checkpoint(lambda *t: shuffle_attention(*t, 2), *leaves, use_reentrant=reentrant)
+
+    for one, other in zip(step(checkpointed, leaves), wanted, strict=True):
+        assert torch.equal(one, other)
+    assert calls == ["forward", "forward", "backward"]
+
+
+@here
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_compile(layout: torch.memory_format, calls: list[str]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *t: shuffle_attention(*t, 2), backend="aot_eager", fullgraph=True, dynamic=True)
+    for size in ((2, 8, 3, 5), (3, 8, 4, 3)):
+        leaves = tensors(size, layout)
+        del calls[:]
+        found = step(lambda leaves=leaves: compiled(*leaves), leaves)
+        assert calls == ["forward", "backward"]
+        wanted = step(lambda leaves=leaves: shuffle_attention(*leaves, 2), leaves)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other)
+            assert one.stride() == other.stride()
+    torch._dynamo.reset()
+
+
+@here
+def test_second_derivatives_leave_the_kernels(calls: list[str]) -> None:
+    results = []
+    for implementation in ("auto", "reference"):
+        torch.manual_seed(0)
+        leaves = tensors()
+        out = shuffle_attention(*leaves, 2, implementation=implementation)
+        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        results.append(list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves)))
+    assert calls == ["forward", "backward"][: len(calls)]
+    assert_close(*results, 1e-3)
+
+
+@here
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_backbone(layout: torch.memory_format, calls: list[str]) -> None:
+    cfg: dict[str, Any] = dict(type="SAResNet", depth=50, base_channels=4, groups=4, frozen_stages=-1, num_stages=1)
+    cfg |= dict(strides=(1,), dilations=(1,), out_indices=(0,))
+    models: list[Any] = [MODELS.build({**cfg, "implementation": name}) for name in ("auto", "reference")]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(2, 3, 16, 16).contiguous(memory_format=layout)
+    results = []
+    for model in models:
+        model.to(memory_format=layout).train()
+        results.append(step(lambda model=model: model(x)[0], list(model.parameters())))
+    assert calls == ["forward"] * 3 + ["backward"] * 3
+    assert_close(*results, 1e-4)
