@@ -1,21 +1,15 @@
 """Data for the tests: made here, or real where an environment variable names it."""
 
-import importlib.metadata
 import os
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from places import REPOSITORY, Tool
 
-from sa_mmdet.datasets import make_shapes
-
-Tool = Callable[..., tuple[int, str, str]]
-# MMDetection's name for pip and mim: the maintained fork has another for the same package.
-MMDETECTION = importlib.metadata.packages_distributions()["mmdet"][0]
-REPOSITORY = Path(__file__).resolve().parent.parent
+from sa_mmdet.coco_format import make_shapes
 
 
 @pytest.fixture(autouse=True)

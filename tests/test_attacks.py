@@ -14,16 +14,16 @@ import fuzz_files
 import numpy as np
 import pytest
 import torch
-from conftest import Tool
 from detectors import user_config
 from mmdet.apis import DetInferencer, init_detector
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
+from places import Tool
 
 from sa_mmdet.analysis.network import Network
-from sa_mmdet.datasets import coco_files
+from sa_mmdet.coco_format import annotations as coco_files
 from sa_mmdet.engine import check_dataset
 
 
@@ -240,7 +240,7 @@ def test_thirty_thousand_pixels_each_way(network: Network, tmp_path: Path) -> No
 
 
 def test_random_arguments_and_damaged_files() -> None:
-    # More of them: python tests/fuzz_arguments.py 10000, and fuzz_files.py.
+    # More of them: python tests/helpers/fuzz_arguments.py 10000, and fuzz_files.py.
     assert fuzz_arguments.fuzz(1500)["built"] > 100
     answers = fuzz_files.fuzz(300)
     assert all(answers[f"read_{what}: read"] > 0 for what in ("annotations", "results", "work_dir"))

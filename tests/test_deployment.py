@@ -10,18 +10,16 @@ import needs
 import numpy as np
 import pytest
 import torch
-from conftest import Tool
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from places import CONFIGS, DEMO, Tool
 from torch import nn
 
 from sa_mmdet.backbones import bake
 from sa_mmdet.backbones.baked import baked_config
 from sa_mmdet.deployment import export_onnx, largest_difference, load
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-DEMO = CONFIGS / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
 onnx_needed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")) or needs.OLD,
     reason="ONNX, its exporter or its runtime is not installed, or PyTorch is older than 2.6",

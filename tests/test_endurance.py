@@ -9,8 +9,8 @@ from pathlib import Path
 import detectors
 import pytest
 import torch
-from conftest import REPOSITORY
-from test_interrupted import losses
+from places import REPOSITORY
+from training_logs import losses
 
 ONE_EPOCH = """
 train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import detectors
 import pytest
-from conftest import REPOSITORY
+from places import REPOSITORY
 
 
 def tool(name: str, *arguments: object) -> list[str]:

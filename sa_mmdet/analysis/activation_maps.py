@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import written_aside
 
 from .network import Box, Network, Scores
 

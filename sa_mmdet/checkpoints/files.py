@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sa_mmdet.atomic_write import written_aside
 from sa_mmdet.compat.checkpoints import load_tensors
-from sa_mmdet.written import written_aside
 
 _METADATA = "sa_mmdet"  # the key of safetensors' header that holds ours
 _HEADER_LIMIT = 100 << 20  # bytes, as the safetensors library has it

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from sa_mmdet.datasets import coco_files
+from sa_mmdet.coco_format import annotations as coco_files
 
 _SHOWN = 3  # files that an error names
 

@@ -13,7 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from sa_mmdet.written import leftovers, written_aside
+from sa_mmdet.atomic_write import leftovers, written_aside
 
 _WHOLE_FILES = "sa_mmdet.whole_files"
 _MIB = 2**20

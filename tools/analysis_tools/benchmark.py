@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sa_mmdet.analysis.benchmark import ARMS, LEVELS, PLAIN, benchmark
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import written_aside
 
 
 def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sa_mmdet.analysis import comparison
-from sa_mmdet.analysis.comparison import METRICS, TASKS
-from sa_mmdet.datasets import coco_files
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import written_aside
+from sa_mmdet.coco_format import annotations as coco_files
+from sa_mmdet.evaluation import comparison
+from sa_mmdet.evaluation.comparison import METRICS, TASKS
 
 _COLUMN = 8
 

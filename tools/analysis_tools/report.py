@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import sa_mmdet
-from sa_mmdet.analysis.report import build_report
-from sa_mmdet.analysis.runs import Run, read_run
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import written_aside
+from sa_mmdet.evaluation.report import build_report
+from sa_mmdet.evaluation.runs import Run, read_run
 
 TABLES = Path(sa_mmdet.__file__).resolve().parent / ".mim" / "configs" / "_paper_"
 

@@ -15,9 +15,9 @@ from typing import Any
 from mmengine.config import Config
 from tqdm import tqdm
 
-from sa_mmdet.analysis import comparison
-from sa_mmdet.analysis.comparison import METRICS, TASKS
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import written_aside
+from sa_mmdet.evaluation import comparison
+from sa_mmdet.evaluation.comparison import METRICS, TASKS
 
 TOOLS = Path(__file__).resolve().parent.parent
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sa_mmdet.analysis.gates import Gates, attention_layers, gates_of, group_scores
 from sa_mmdet.analysis.network import Network, sheet_names
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import written_aside
 
 MAPS = 3  # groups of which a map is shown
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sa_mmdet.datasets import make_shapes
+from sa_mmdet.coco_format import make_shapes
 
 
 def main() -> None:

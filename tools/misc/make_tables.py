@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.fileio import load
 
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import written_aside
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 BEGIN, END = "<!-- table -->", "<!-- /table -->"

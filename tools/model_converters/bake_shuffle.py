@@ -9,9 +9,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from sa_mmdet.atomic_write import written_aside
 from sa_mmdet.checkpoints import write
 from sa_mmdet.deployment import bake_detector
-from sa_mmdet.written import written_aside
 
 TOLERANCE = 1e-5
 

@@ -13,10 +13,10 @@ from mmengine.registry import DefaultScope
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
+from sa_mmdet.atomic_write import written_aside
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.backbones.baked import bake, baked_config
 from sa_mmdet.checkpoints import read, tensors_of
-from sa_mmdet.written import written_aside
 
 
 class FeatureExtractor(nn.Module):

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Tool
-from test_compare_results import detections, made_up
+from made_up_coco import detections, made_up
+from places import CONFIGS, DEMO, Tool
 
 TOOL = "analysis_tools/run_comparison.py"
-CONFIGS = [REPOSITORY / "configs" / "demo" / f"faster-rcnn_{arm}r18_fpn_bccd.py" for arm in ("", "sa-")]
+COMPARED = [CONFIGS / "demo" / f"faster-rcnn_{arm}r18_fpn_bccd.py" for arm in ("", "sa-")]
 
 
 class Runs:
@@ -55,8 +55,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 def test_it_goes_on_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    arguments = (TOOL, *CONFIGS, "--seeds", 0, 1, "--work-dir", work, "--resamples", 50)
-    plain, sa = (config.stem for config in CONFIGS)
+    arguments = (TOOL, *COMPARED, "--seeds", 0, 1, "--work-dir", work, "--resamples", 50)
+    plain, sa = (config.stem for config in COMPARED)
     runs.fails_at = ("test", sa, "seed0")
     status, _, errors = tool(*arguments)
     assert status == 1
@@ -88,11 +88,10 @@ def test_it_goes_on_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tm
 
 
 def test_what_cannot_be_compared_is_named(runs: Runs, tool: Tool, tmp_path: Path) -> None:
-    shapes = REPOSITORY / "configs" / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
-    status, _, errors = tool(TOOL, CONFIGS[0], shapes, "--work-dir", tmp_path / "work")
+    status, _, errors = tool(TOOL, COMPARED[0], DEMO, "--work-dir", tmp_path / "work")
     assert status == 1
     assert "the configs are tested on different annotations" in errors
-    status, _, errors = tool(TOOL, CONFIGS[0], CONFIGS[0], "--work-dir", tmp_path / "work")
+    status, _, errors = tool(TOOL, COMPARED[0], COMPARED[0], "--work-dir", tmp_path / "work")
     assert status == 2
     assert "named twice" in errors
     assert runs.calls == []
@@ -102,10 +101,9 @@ def test_what_cannot_be_compared_is_named(runs: Runs, tool: Tool, tmp_path: Path
 def test_real_runs(shapes: Path, tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHAPES_ROOT", str(shapes))
     config = tmp_path / "plain.py"
-    demo = REPOSITORY / "configs" / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
-    config.write_text(f"_base_ = [{str(demo)!r}]\nmodel = dict(backbone=dict(implementation='reference'))\n")
+    config.write_text(f"_base_ = [{str(DEMO)!r}]\nmodel = dict(backbone=dict(implementation='reference'))\n")
     options = ["--cfg-options", "train_cfg.max_epochs=1", "--resamples", 20]
-    status, _, errors = tool(TOOL, demo, config, "--seeds", 3, "--work-dir", tmp_path / "work", *options)
+    status, _, errors = tool(TOOL, DEMO, config, "--seeds", 3, "--work-dir", tmp_path / "work", *options)
     assert status == 0, errors
     written = json.loads((tmp_path / "work" / "comparison.json").read_text())
     assert set(written["tasks"]) == {"bbox", "segm"}

@@ -17,8 +17,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from sa_mmdet.atomic_write import written_aside
 from sa_mmdet.engine import SafeCheckpointHook
-from sa_mmdet.written import written_aside
 
 
 class Noise(Dataset):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from sa_mmdet.datasets import make_shapes
+from sa_mmdet.coco_format import make_shapes
 
 
 def test_annotations_hold_what_is_seen(shapes: Path) -> None:

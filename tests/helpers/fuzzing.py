@@ -14,6 +14,6 @@ def with_figures(answers: Counter, slowest: float) -> Counter:
 
 
 def main(fuzz: Callable[[int, int], Counter]) -> None:
-    """`python tests/fuzz_...py COUNT [SEED]`."""
+    """`python tests/helpers/fuzz_...py COUNT [SEED]`."""
     for answer, times in fuzz(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0).most_common():
         print(f"{times:7} {answer}")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Tool
 from fuzz_checkpoints import fuzz
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from places import REPOSITORY, Tool
 from released import ECA_KERNELS, KINDS, features, weights
 from safetensors.torch import save_file
 from torch import Tensor
@@ -284,7 +284,7 @@ def test_a_full_disk_leaves_nothing(sa50: State, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_files_end_in_a_sentence() -> None:
-    # More of them: python tests/fuzz_checkpoints.py 10000
+    # More of them: python tests/helpers/fuzz_checkpoints.py 10000
     answers = fuzz(400)
     assert len(answers) > 5
     assert answers["peak memory, MiB"] < 8000

@@ -15,11 +15,11 @@ import numpy as np
 from pycocotools import mask
 from pycocotools.coco import COCO
 
-from sa_mmdet.datasets import coco_files
+from sa_mmdet.analysis.complexity import analyze
+from sa_mmdet.coco_format import annotations as coco_files
 from sa_mmdet.version import __version__
 
 from . import comparison
-from .complexity import analyze
 from .runs import Run
 
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")

@@ -10,14 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Tool
+from made_up_coco import detections, made_up
 from mmengine.config import Config
-from test_compare_results import detections, made_up
+from places import CONFIGS, Tool
 
-from sa_mmdet.analysis.runs import read_run
+from sa_mmdet.evaluation.runs import read_run
 
 TOOL = "analysis_tools/report.py"
-CONFIGS = REPOSITORY / "configs" / "faster_rcnn"
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -43,7 +42,7 @@ def work_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     (root / "instances_val2017.json").write_text(json.dumps(truth))
     folders = []
     for arm, noise in (("", 0.1), ("sa-", 0.02)):
-        cfg = Config.fromfile(CONFIGS / f"faster-rcnn_{arm}r50_fpn_1x_coco.py")
+        cfg = Config.fromfile(CONFIGS / "faster_rcnn" / f"faster-rcnn_{arm}r50_fpn_1x_coco.py")
         cfg.test_evaluator.ann_file = str(root / "instances_val2017.json")
         cfg.test_dataloader.dataset.data_root = str(root)
         cfg.test_dataloader.dataset.data_prefix = dict(img="val2017")

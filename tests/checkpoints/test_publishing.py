@@ -8,24 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Tool
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from places import DEMO, Tool
 from safetensors import safe_open
 
 from sa_mmdet.checkpoints import convert, read
-
-CONFIG = Path(__file__).parents[1] / "configs" / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As MMEngine saves it: weights, optimizer, history, meta."""
     register_all_modules()
-    cfg = Config.fromfile(CONFIG)
+    cfg = Config.fromfile(DEMO)
     model: Any = MODELS.build(cfg.model)
     history = HistoryBuffer(np.array([0.1, 0.25]), np.array([1, 1]))
     whole = dict(
@@ -92,7 +90,7 @@ def test_bad_requests_leave_nothing(checkpoint: Path, tool: Tool, tmp_path: Path
         ((checkpoint, tmp_path / "none" / "demo.pth"), "there is no folder"),
         ((checkpoint, tmp_path / "demo.pth", "--naming", "released"), "only a backbone has released names"),
         ((tmp_path / "none.pth", tmp_path / "demo.pth"), "no such file"),
-        ((CONFIG, tmp_path / "demo.pth"), "no file of weights"),
+        ((DEMO, tmp_path / "demo.pth"), "no file of weights"),
     ):
         status, _, errors = tool(tool_name, *arguments)
         assert status == 1

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import reference
 import torch
-from conftest import Tool
+from places import Tool
 from torch import nn
 
 from sa_mmdet.analysis.benchmark import PublishedShuffleAttention, benchmark

@@ -1,4 +1,7 @@
-"""Mutated files of weights: each is converted or refused in a sentence. `python tests/fuzz_checkpoints.py 10000`."""
+"""Mutated files of weights: each is converted, or refused in one sentence.
+
+Run more of them with `python tests/helpers/fuzz_checkpoints.py 10000`.
+"""
 
 import io
 import random

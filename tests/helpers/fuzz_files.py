@@ -1,4 +1,7 @@
-"""Mutated annotations, results and work dirs: read or refused in a sentence. `python tests/fuzz_files.py 10000`."""
+"""Mutated annotations, results and work directories: each is read, or refused in one sentence.
+
+Run more of them with `python tests/helpers/fuzz_files.py 10000`.
+"""
 
 import copy
 import json
@@ -18,8 +21,8 @@ from fuzzing import main, with_figures
 from pycocotools import mask as coder
 from pycocotools.coco import COCO
 
-from sa_mmdet.analysis import comparison, runs
-from sa_mmdet.datasets import coco_files
+from sa_mmdet.coco_format import annotations as coco_files
+from sa_mmdet.evaluation import comparison, runs
 
 _ODD: list[Any] = [
     None, True, -1, 0, 1, 3, 2.5, 10**9, 2**70, -1e300, float("nan"), float("inf"), "", "0", "a\x00b",

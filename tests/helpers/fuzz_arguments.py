@@ -1,4 +1,7 @@
-"""Random arguments of layers and backbones: built or refused in a sentence. `python tests/fuzz_arguments.py 10000`."""
+"""Random arguments of layers and backbones: each is built, or refused in one sentence.
+
+Run more of them with `python tests/helpers/fuzz_arguments.py 10000`.
+"""
 
 import random
 import sys

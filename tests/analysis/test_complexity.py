@@ -3,10 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tool
+from config_files import COCO, make_tables, stem
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from test_configs import COCO, CONFIGS, make_tables, stem
+from places import CONFIGS, Tool
 
 from sa_mmdet.analysis import analyze
 

@@ -9,16 +9,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import Tool
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from places import CONFIGS, DEMO, Tool
 
 from sa_mmdet.analysis.activation_maps import ActivationMaps
 from sa_mmdet.analysis.network import Scores, sheet_names
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed")
-CONFIGS = Path(__file__).parents[1] / "configs"
-DEMO = CONFIGS / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
 RETINA = """
 _base_ = "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py"
 custom_imports = dict(imports=["sa_mmdet"])

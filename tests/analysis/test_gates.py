@@ -8,15 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Tool
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from places import CONFIGS, DEMO, Tool
 
 from sa_mmdet.analysis.gates import _only, gates_of, group_scores
 from sa_mmdet.analysis.network import Network, Scores
 from sa_mmdet.attention import ShuffleAttention
-
-DEMO = REPOSITORY / "configs" / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +112,7 @@ def test_bad_requests_are_named(made: tuple[Path, Path], tool: Tool, tmp_path: P
     status, _, errors = tool(name, DEMO, *made, "--layer", "backbone.layer1.0")
     assert status == 1
     assert "there is no shuffle attention 'backbone.layer1.0'; there are backbone.layer1.0.sa" in errors
-    plain = REPOSITORY / "configs" / "retinanet" / "retinanet_r50_fpn_1x_coco.py"
+    plain = CONFIGS / "retinanet" / "retinanet_r50_fpn_1x_coco.py"
     torch.save(MODELS.build(Config.fromfile(plain).model).state_dict(), tmp_path / "plain.pth")
     status, _, errors = tool(name, plain, tmp_path / "plain.pth", made[1])
     assert status == 1

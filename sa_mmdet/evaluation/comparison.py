@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sa_mmdet.datasets import coco_files
+from sa_mmdet.coco_format import annotations as coco_files
 
 Floats = NDArray[np.floating]
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")

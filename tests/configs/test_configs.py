@@ -1,36 +1,19 @@
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from config_files import CLASSIFIERS, COCO, DETECTORS, RUNNABLE, make_tables
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
+from places import CONFIGS, REPOSITORY
 
 from sa_mmdet.attention import Attention
 from sa_mmdet.compat.devices import shapes_alone
-
-CONFIGS = REPOSITORY / "configs"
-RUNNABLE = sorted(path for path in CONFIGS.glob("*/*.py") if not path.parent.name.startswith("_"))
-DETECTORS = [path for path in RUNNABLE if path.parent.name != "imagenet"]
-CLASSIFIERS = [path for path in RUNNABLE if path.parent.name == "imagenet"]
-COCO = [path for path in DETECTORS if path.parent.name != "demo"]
-
-spec = importlib.util.spec_from_file_location("make_tables", REPOSITORY / "tools" / "misc" / "make_tables.py")
-assert spec is not None
-assert spec.loader is not None
-make_tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make_tables)
-
-
-def stem(detector: str) -> str:
-    """The paper's name of a detector as MMDetection spells it in config names."""
-    return detector.lower().replace(" r-cnn", "-rcnn")
 
 
 def build(path: Path) -> Any:

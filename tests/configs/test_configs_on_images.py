@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from config_files import COCO, make_tables
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from test_configs import COCO, make_tables
 
 from sa_mmdet.attention import Attention
 

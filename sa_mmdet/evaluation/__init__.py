@@ -1,0 +1,1 @@
+"""What several trainings reached: their runs compared, judged for significance, and reported."""
