@@ -1,5 +1,6 @@
-"""Features of a detector, backbone and neck, as a network of its own, and as an ONNX file."""
+"""A detector's backbone and neck for inference: as one network, baked, and as an ONNX file."""
 
+import copy
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,14 +14,20 @@ from mmengine.registry import DefaultScope
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from sa_mmdet.atomic_write import written_aside
+from sa_mmdet.atomic_write import atomic_write
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.backbones.baked import bake, baked_config
 from sa_mmdet.checkpoints import read, tensors_of
+from sa_mmdet.messages import one_line
 
 
 class FeatureExtractor(nn.Module):
-    """N x 3 x H x W, normalised, to the maps of the neck, or of the backbone where there is none."""
+    """Backbone and neck: a normalised image, N x 3 x H x W, to the feature maps of the neck, if any, or the backbone.
+
+    Args:
+        backbone: The backbone.
+        neck: The neck; None for the backbone's own maps.
+    """
 
     def __init__(self, backbone: Any, neck: Any = None):
         super().__init__()
@@ -33,16 +40,16 @@ class FeatureExtractor(nn.Module):
 
 
 def load(cfg: Config, checkpoint: str | Path, baked: bool = False, neck: bool = True) -> FeatureExtractor:
-    """Build backbone and neck of a detector's config and load their weights.
+    """Build the backbone and the neck of a detector's config, and load their weights.
 
     Args:
         cfg: The detector's config.
         checkpoint: Its weights.
-        baked: Whether to bake the shuffles and batch norms in; a backbone other than SAResNet stays as it is.
-        neck: Whether to take the neck too, where the config has one.
+        baked: Whether to fold shuffles and batch norms into the convolutions; only an SAResNet changes.
+        neck: Whether to include the neck, where the config has one.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: The weights do not fit the config.
     """
     return _built(cfg, tensors_of(read(checkpoint), checkpoint), checkpoint, baked, neck)
@@ -65,21 +72,24 @@ def _loaded(part: str, cfg: Any, state: dict[str, Tensor], checkpoint: str | Pat
     try:
         model.load_state_dict(own)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{checkpoint}: does not fit the config's {part}: {reason}") from error
+        raise ValueError(f"{checkpoint}: does not fit the config's {part}: {one_line(error, 300)}") from error
     return model
 
 
 def bake_detector(cfg: Config, checkpoint: str | Path) -> tuple[Config, dict[str, Tensor], float]:
-    """Bake a detector's or a classifier's backbone.
+    """Fold the shuffles and batch norms of a detector's or classifier's backbone into its convolutions.
+
+    Args:
+        cfg: The model's config.
+        checkpoint: Its weights.
 
     Returns:
-        The config with the baked backbone, all weights, and the largest difference that their rounding makes to the
-        backbone's outputs, relative to the largest output, on a random image.
+        The config with the baked backbone, all weights, and the largest difference that rounding the weights makes to
+        the backbone's outputs, relative to the largest output, on a random image.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
-        ValueError: The weights do not fit, or the backbone has no shuffles to bake.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: The weights do not fit, or the backbone has no shuffles.
     """
     new = Config(cfg.to_dict())
     new.model.backbone = baked_config(cfg.model.backbone)
@@ -89,46 +99,44 @@ def bake_detector(cfg: Config, checkpoint: str | Path) -> tuple[Config, dict[str
     image = torch.randn(1, 3, 224, 224, generator=generator).double()
     rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
     own = {f"backbone.{key}": value.clone() for key, value in after.backbone.state_dict().items()}
-    with torch.no_grad():  # in float64, in which a deep network's own rounding does not show
+    with torch.no_grad():  # in float64, where the network's own rounding is too small to matter
         pairs = list(zip(before.double()(image), after.double()(image), strict=True))
     difference = max(((one - other).abs().max() / one.abs().max()).item() for one, other in pairs)
     return new, own | rest, difference
 
 
 def export_onnx(model: FeatureExtractor, target: str | Path) -> list[str]:
-    """Write a network of dynamic batch, height and width.
+    """Write a network as an ONNX file with dynamic batch, height and width.
 
     Args:
-        model: What to export.
-        target: The .onnx file, written aside and renamed.
+        model: The network; it is not changed.
+        target: The .onnx file, written atomically.
 
     Returns:
-        The names of the outputs; the input's is 'image'.
+        The names of the outputs; the input is called 'image'.
 
     Raises:
         ValueError: A library is missing, PyTorch is too old, or the file cannot be written.
     """
-    if digit_version(torch.__version__) < digit_version("2.6.0"):  # whose exporter first takes dynamic sizes
+    if digit_version(torch.__version__) < digit_version("2.6.0"):  # the first whose exporter takes dynamic sizes
         raise ValueError(f"the export needs PyTorch 2.6 or later, found {torch.__version__}: pip install 'torch>=2.6'")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"the export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    target = Path(target)
-    if not target.parent.is_dir():
-        raise ValueError(f"{target}: there is no folder {target.parent}: make it first")
+    model = copy.deepcopy(model)
     for module in model.modules():
-        if isinstance(module, ShuffleAttention):  # PyTorch's own operators are what the exporter knows
+        if isinstance(module, ShuffleAttention):  # the exporter knows PyTorch's own operators only
             module.implementation = "reference"
     example = torch.randn(2, 3, 128, 160)
     with torch.no_grad():
         names = [f"feature{i}" for i in range(len(model(example)))]
         sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
         try:
-            with written_aside(target) as aside:
+            with atomic_write(target) as temporary:
                 torch.onnx.export(
                     model,
                     (example,),
-                    aside,
+                    temporary,
                     input_names=["image"],
                     output_names=names,
                     dynamic_shapes=(sizes,),
@@ -142,12 +150,15 @@ def export_onnx(model: FeatureExtractor, target: str | Path) -> list[str]:
 
 
 def largest_difference(model: FeatureExtractor, file: str | Path, images: Iterable[Tensor]) -> float:
-    """Between a network's outputs in PyTorch and in ONNX Runtime, relative to the largest output.
+    """Compare a network's outputs in PyTorch and in ONNX Runtime.
 
     Args:
         model: The network.
         file: Its ONNX file.
-        images: Each N x 3 x H x W, normalised.
+        images: Normalised images, each N x 3 x H x W.
+
+    Returns:
+        The largest absolute difference, relative to the largest output.
 
     Raises:
         ValueError: ONNX Runtime is missing.

@@ -23,8 +23,8 @@ from PIL import Image
 from places import Tool
 
 from sa_mmdet.analysis.network import Network
-from sa_mmdet.coco_format import annotations as coco_files
-from sa_mmdet.engine import check_dataset
+from sa_mmdet.coco_format import load_annotations, load_results
+from sa_mmdet.engine.check_dataset import check_dataset
 
 
 class Harm:
@@ -126,22 +126,22 @@ def dataset(folder: Path, **changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("kind", "change", "sentence"),
     [
-        ("images", (1, "id", 1), "images: id 1 stands twice"),
+        ("images", (1, "id", 1), "images: the id 1 is used twice"),
         (
             "images",
             (0, "file_name", "../../1.png"),
-            r"image 1 has file_name=.* leaves the image folder",
+            r"image 1 has file_name=.* not a name inside the image folder",
         ),
-        ("images", (0, "width", 10**9), "image 1 has width=1000000000: give pixels, 1 to 100000"),
+        ("images", (0, "width", 10**9), "image 1 has width=1000000000: give pixels from 1 to 100000"),
         ("images", (0, "height", -5), "image 1 has height=-5: give pixels"),
-        ("annotations", (0, "bbox", [1, 1, float("inf"), 4]), r"annotation 1 has a box or an area that is no number"),
-        ("annotations", (0, "bbox", [1, 1, float("nan"), 4]), r"annotation 1 has a box or an area that is no number"),
+        ("annotations", (0, "bbox", [1, 1, float("inf"), 4]), r"annotation 1 has an invalid box or area"),
+        ("annotations", (0, "bbox", [1, 1, float("nan"), 4]), r"annotation 1 has an invalid box or area"),
     ],
 )
 def test_annotations_that_are_wrong(tmp_path: Path, kind: str, change: Any, sentence: str) -> None:
-    check_dataset._check(dataset(tmp_path))
+    check_dataset(dataset(tmp_path))
     with pytest.raises(ValueError, match=rf"a\.json: {sentence}"):
-        check_dataset._check(dataset(tmp_path, **{kind: change}))
+        check_dataset(dataset(tmp_path, **{kind: change}))
 
 
 def test_annotations_of_one_id_are_refused_by_mmdetection(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_annotations_of_one_id_are_refused_by_mmdetection(tmp_path: Path) -> Non
 
 def test_objects_of_an_unknown_category_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(check_dataset, "print_log", lambda message, **options: said.append(message))
-    check_dataset._check(dataset(tmp_path, annotations=(0, "category_id", 77)))
+    monkeypatch.setattr("sa_mmdet.engine.check_dataset.print_log", lambda message, **options: said.append(message))
+    check_dataset(dataset(tmp_path, annotations=(0, "category_id", 77)))
     [message] = said
-    assert "a.json: 1 objects are of categories that the file does not have" in message
+    assert "a.json: 1 objects have categories that the file does not list" in message
 
 
 def test_panoptic_annotations_have_another_form(tmp_path: Path) -> None:
@@ -165,17 +165,17 @@ def test_panoptic_annotations_have_another_form(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(content))
     options = dict(data_root=str(tmp_path), ann_file="a.json", data_prefix=dict(img="", ann="", seg=""), pipeline=[])
     classes = dict(classes=("thing",), thing_classes=("thing",), stuff_classes=())
-    check_dataset._check(DATASETS.build(dict(type="CocoPanopticDataset", metainfo=classes, test_mode=True, **options)))
+    check_dataset(DATASETS.build(dict(type="CocoPanopticDataset", metainfo=classes, test_mode=True, **options)))
 
 
 def test_masks_that_would_read_past_their_end_or_never_end(tmp_path: Path) -> None:
     dataset(tmp_path)
-    coco = coco_files.load_annotations(tmp_path / "a.json")
+    coco = load_annotations(tmp_path / "a.json")
     for counts in ("P", "0P", "ZZ", "04", "\x00", "é"):  # more is announced, another size, no code
         entry = dict(image_id=1, category_id=1, score=0.5, segmentation=dict(size=[8, 8], counts=counts))
         (tmp_path / "r.json").write_text(json.dumps([entry]))
-        with pytest.raises(ValueError, match="no compressed run-length code of size"):
-            coco_files.load_results(tmp_path / "r.json", coco)
+        with pytest.raises(ValueError, match="not a compressed run-length code of the image's size"):
+            load_results(tmp_path / "r.json", coco)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
@@ -226,7 +226,7 @@ def test_unusual_pictures_are_read_right(network: Network, tmp_path: Path, name:
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "text.png", "empty.png", "line.png"])
 def test_what_is_no_usable_picture_is_named(network: Network, tmp_path: Path, name: str) -> None:
     path = picture(tmp_path, name)
-    with pytest.raises(ValueError, match=rf"{name}: no picture: ."):
+    with pytest.raises(ValueError, match=rf"{name}: is not a readable image: ."):
         network.read(path)
 
 

@@ -148,7 +148,7 @@ def test_bad_requests_are_named(detector: Path, tool: Tool, tmp_path: Path) -> N
     for arguments, message in (
         ((plain, detector, tmp_path / "out.pth"), "the backbone is of type 'ResNet'"),
         ((DEMO, tmp_path / "none.pth", tmp_path / "out.pth"), "no such file"),
-        ((DEMO, detector, tmp_path / "none" / "out.pth"), "there is no folder"),
+        ((DEMO, detector, tmp_path / "none" / "out.pth"), "does not exist: make it first"),
     ):
         status, _, errors = tool("model_converters/bake_shuffle.py", *arguments)
         assert status == 1

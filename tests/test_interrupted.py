@@ -14,7 +14,7 @@ from detectors import user_config
 from places import REPOSITORY
 from training_logs import losses
 
-from sa_mmdet.atomic_write import leftovers
+from sa_mmdet.atomic_write import unfinished_files
 
 KILLS = 30
 EPOCHS = 24
@@ -32,12 +32,12 @@ def command(config: Path, work_dir: Path) -> list[str]:
 
 
 def writing(work_dir: Path) -> bool:
-    return work_dir.is_dir() and bool(leftovers(work_dir, ".pth"))
+    return work_dir.is_dir() and bool(unfinished_files(work_dir, ".pth"))
 
 
 def kill_once(config: Path, work_dir: Path, rng: random.Random, log: Path) -> str | None:
     """Start or resume the training and kill it: what it was doing, or None if it ended before."""
-    for path in leftovers(work_dir, ".pth") if work_dir.is_dir() else []:
+    for path in unfinished_files(work_dir, ".pth") if work_dir.is_dir() else []:
         path.unlink()  # of the last kill; only what this process writes is watched for
     begun = len(list(work_dir.glob("*/vis_data/scalars.json")))
     in_write = rng.random() < 0.5

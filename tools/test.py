@@ -1,4 +1,4 @@
-"""Evaluate a detector: MMDetection's tools/test.py, with this package imported first."""
+"""Evaluate a detector: MMDetection's tools/test.py, after importing this package."""
 
 from sa_mmdet.mmdet_tools import run_mmdet_tool
 

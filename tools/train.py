@@ -1,4 +1,4 @@
-"""Train a detector: MMDetection's tools/train.py, with this package imported first."""
+"""Train a detector: MMDetection's tools/train.py, after importing this package."""
 
 from sa_mmdet.mmdet_tools import run_mmdet_tool
 

@@ -1,33 +1,34 @@
-"""A small instance segmentation data set in COCO's format: circles, triangles and squares on a noisy ground."""
+"""A small instance segmentation data set in COCO's format: circles, triangles and squares on a noisy background."""
 
 import json
-import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from sa_mmdet.atomic_write import atomic_write
+
 CLASSES = ("circle", "triangle", "square")
 WIDTH, HEIGHT = 160, 128  # pixels
 MAX_OBJECTS = 5
-RADIUS = (14, 34)  # pixels, to the corners
-MAX_OVERLAP = 0.2  # of an object's own area
+RADIUS = (14, 34)  # pixels, from the centre to the corners
+MAX_OVERLAP = 0.2  # as a fraction of an object's area
 
 
 def make_shapes(root: str | Path, sizes: dict[str, int], seed: int = 0) -> None:
-    """Write images/ and annotations/instances_<split>.json, or leave them if they are there.
+    """Write images/ and annotations/instances_<split>.json, unless the same data set is there already.
 
-    Objects may hide parts of earlier ones: the masks hold what is seen. One image in thirty has no object.
+    Objects may hide parts of earlier ones; the masks hold what is visible. One image in thirty has no object.
 
     Args:
-        root: The folder to make; written aside and renamed, so that it is never half there.
-        sizes: Number of images a split, such as ``dict(train=400, val=80)``.
-        seed: Seed of everything drawn.
+        root: The folder to make; written atomically.
+        sizes: The number of images per split, such as ``dict(train=400, val=80)``.
+        seed: The seed of all random numbers.
 
     Raises:
         ValueError: A number of images is not positive.
-        FileExistsError: ``root`` is there and holds something else.
+        FileExistsError: ``root`` exists and holds something else.
     """
     root = Path(root)
     for split, number in sizes.items():
@@ -38,39 +39,43 @@ def make_shapes(root: str | Path, sizes: dict[str, int], seed: int = 0) -> None:
     if root.exists():
         if marker.is_file() and marker.read_text() == recipe:
             return
-        raise FileExistsError(f"{root} is there and was not made with {recipe}: remove it or name another folder")
-    aside = root.with_name(root.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "images").mkdir(parents=True)
-    (aside / "annotations").mkdir()
+        raise FileExistsError(f"{root} exists and was not made with {recipe}: remove it or name another folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
-    for split, number in sizes.items():
-        images: list[dict] = []
-        annotations: list[dict] = []
-        for image_id in range(1, number + 1):
-            image, objects = _draw(generator)
-            name = f"{split}_{image_id:04d}.png"
-            if not cv2.imwrite(str(aside / "images" / name), image):
-                raise OSError(f"cannot write {aside / 'images' / name}: is the disk full?")
-            images.append(dict(id=image_id, file_name=name, width=WIDTH, height=HEIGHT))
-            for category_id, mask in objects:
-                encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-                annotations.append(
-                    dict(
-                        id=len(annotations) + 1,
-                        image_id=image_id,
-                        category_id=category_id,
-                        bbox=[float(v) for v in coco_mask.toBbox(encoded)],
-                        area=float(coco_mask.area(encoded)),
-                        iscrowd=0,
-                        segmentation=dict(size=encoded["size"], counts=encoded["counts"].decode()),
-                    )
+    with atomic_write(root) as temporary:
+        (temporary / "images").mkdir(parents=True)
+        (temporary / "annotations").mkdir()
+        for split, number in sizes.items():
+            content = _split(temporary / "images", split, number, generator)
+            (temporary / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        (temporary / "recipe.json").write_text(recipe)
+
+
+def _split(folder: Path, split: str, number: int, generator: np.random.Generator) -> dict[str, list[dict]]:
+    """Write the images of a split and return its annotations."""
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for image_id in range(1, number + 1):
+        image, objects = _draw(generator)
+        name = f"{split}_{image_id:04d}.png"
+        if not cv2.imwrite(str(folder / name), image):
+            raise OSError(f"cannot write {folder / name}: is the disk full?")
+        images.append(dict(id=image_id, file_name=name, width=WIDTH, height=HEIGHT))
+        for category_id, mask in objects:
+            encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=category_id,
+                    bbox=[float(v) for v in coco_mask.toBbox(encoded)],
+                    area=float(coco_mask.area(encoded)),
+                    iscrowd=0,
+                    segmentation=dict(size=encoded["size"], counts=encoded["counts"].decode()),
                 )
-        categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)]
-        content = dict(images=images, annotations=annotations, categories=categories)
-        (aside / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    (aside / "recipe.json").write_text(recipe)
-    aside.rename(root)
+            )
+    categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)]
+    return dict(images=images, annotations=annotations, categories=categories)
 
 
 def _draw(generator: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:

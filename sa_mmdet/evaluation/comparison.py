@@ -1,274 +1,176 @@
-"""COCO average precision of several result files on the same images, and how sure their differences are.
+"""How sure the differences between several models are: one call from result files to sentences."""
 
-Images are matched once, by pycocotools. A bootstrap's resample then is a weight an image: the detections of a category
-stay in the order of their scores, and an image that is drawn three times counts its detections three times. That gives
-exactly what pycocotools would of the resampled set.
-"""
-
-import contextlib
-import dataclasses
-import io
 import math
-import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from tqdm import tqdm
 
-from sa_mmdet.coco_format import annotations as coco_files
+from sa_mmdet.coco_format import load_annotations, load_results, tasks_of
 
-Floats = NDArray[np.floating]
-METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
-TASKS = {"bbox": "box", "segm": "mask"}
-_MAX_DETECTIONS = 100
-_CHUNK = 100  # resamples at once
-_CATEGORIES = 8  # matched at once
-_AREAS = (0, 1, 2, 3)  # pycocotools' all, small, medium, large
+from .average_precision import METRICS, TASKS, Evaluation, Floats, evaluate_files
+from .bootstrap import bootstrap, steps
+
+# For each metric: 'difference', and the ends of its interval, 'low' and 'high'; 0 to 1.
+Difference = dict[str, dict[str, float]]
 
 
 @dataclass
-class Matches:
-    """What the resampling needs of one category and one range of areas, at all T IoU thresholds.
+class Comparison:
+    """Several variants of a model, each with one run or several, evaluated on the same images for one task."""
 
-    Detections stand in the order of their scores.
-    """
+    task: str
+    variants: list[str]  # their names; the first is what the others are compared with
+    runs: list[list[Evaluation]]  # for each variant, its runs
+    means: list[dict[str, float]]  # for each variant, its metrics averaged over its runs
+    differences: list[Difference]  # for each variant but the first
+    level: float  # of the intervals
 
-    images: NDArray[np.intp]  # D: of each detection, an index
-    true: NDArray[np.bool_]  # T x D: matches an object that counts
-    counted: NDArray[np.bool_]  # T x D: is not to be ignored
-    objects: NDArray[np.float64]  # an image: objects that count
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return self.runs[0][0].images
+
+    @property
+    def deviations(self) -> list[dict[str, float | None]]:
+        """For each variant, each metric's standard deviation from run to run; None with a single run."""
+        return [
+            {m: statistics.stdev(run.points[m] for run in runs) if len(runs) > 1 else None for m in METRICS}
+            for runs in self.runs
+        ]
+
+    def sentences(
+        self,
+        metrics: Sequence[str] = ("AP",),
+        interval: str = "interval over the images",
+        with_images: bool = False,
+        with_runs: bool = False,
+    ) -> list[str]:
+        """State each difference in plain words.
+
+        Args:
+            metrics: Which metrics, of :data:`METRICS`.
+            interval: What the interval is called.
+            with_images: Whether to say how many images there are.
+            with_runs: Whether to say how many runs there are.
+        """
+        found = []
+        for name, runs, row in zip(self.variants[1:], self.runs[1:], self.differences, strict=True):
+            evidence = [f"{self.images} images"] if with_images else []
+            evidence += [f"{len(runs)} against {len(self.runs[0])} runs"] if with_runs else []
+            for metric in metrics:
+                what, label = f"{name} - {self.variants[0]}", f"{TASKS[self.task]} {metric}"
+                found.append(_sentence(what, label, row[metric], f"{self.level:.0%} {interval}", evidence))
+        return found
 
 
-@dataclass
-class Evaluation:
-    """One result file, of one task."""
-
-    points: dict[str, float]  # pycocotools' own figures, 0 to 1; NaN where no object is of that size
-    matches: dict[int, list[Matches]]  # by range of areas, a category each
-    thresholds: Floats
-    recalls: Floats
-    per_class: dict[str, float]
-    curve: Floats  # precision at each recall, at an IoU of 0.5, mean of the classes
-
-
-def evaluate(coco: COCO, entries: Sequence[Mapping[str, Any]], task: str) -> Evaluation:
-    """Match detections and objects with pycocotools.
+def compare(
+    annotations: str | Path,
+    variants: Sequence[tuple[str, Sequence[str | Path]]],
+    task: str,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> Comparison:
+    """Evaluate result files, and judge the differences between the variants by a paired bootstrap of the images.
 
     Args:
-        coco: The annotations.
-        entries: Checked detections; there may be none.
+        annotations: The file of COCO annotations.
+        variants: The variants' names and the result files of their runs; the others are compared with the first.
         task: 'bbox' or 'segm'.
+        resamples: How many times the images are drawn anew.
+        level: The confidence level of the intervals, between 0 and 1.
+        seed: The seed of the draws.
+        show_progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: A file cannot be read or is invalid.
     """
-    dropped = "segmentation" if task == "bbox" else "bbox"  # from which pycocotools would take the wrong areas
-    own = [{key: value for key, value in entry.items() if key != dropped} for entry in entries]
-    matches: dict[int, list[Matches]] = {area: [] for area in _AREAS}
-    parts: dict[str, list[Any]] = dict(precision=[], recall=[])
-    with contextlib.redirect_stdout(io.StringIO()):
-        found = coco.loadRes(own) if own else _nothing(coco)
-        judge = COCOeval(coco, found, task)
-        categories, count = list(judge.params.catIds), len(judge.params.imgIds)
-        # A few categories at a time: what pycocotools keeps of all of them takes gigabytes.
-        for begin in range(0, len(categories), _CATEGORIES):
-            judge.params.catIds = categories[begin : begin + _CATEGORIES]
-            judge.evaluate()
-            judge.accumulate()
-            for name, arrays in parts.items():
-                arrays.append(judge.eval[name])
-            for number in range(len(judge.params.catIds)):
-                for area in _AREAS:
-                    first = (number * len(_AREAS) + area) * count
-                    matches[area].append(_matches(judge.evalImgs[first : first + count]))
-        judge.params.catIds = categories
-        judge.eval = dict(precision=np.concatenate(parts["precision"], 2), recall=np.concatenate(parts["recall"], 1))
-        judge.summarize()
-    points = {name: float(value) if value >= 0 else math.nan for name, value in zip(METRICS, judge.stats, strict=False)}
-    precision = judge.eval["precision"][:, :, :, 0, -1]  # T x R x K
-    per_class = {
-        coco.cats[category]["name"]: float(precision[:, :, k].mean()) if (precision[:, :, k] > -1).any() else math.nan
-        for k, category in enumerate(categories)
-    }
-    half = precision[0][:, (precision[0] > -1).all(0)]
-    curve = half.mean(1) if half.size else np.zeros(len(precision[0]))
-    thresholds, recalls = (np.asarray(values) for values in (judge.params.iouThrs, judge.params.recThrs))
-    return Evaluation(points, matches, thresholds, recalls, per_class, curve)
+    flat = evaluate_files(annotations, [path for _, paths in variants for path in paths], task)
+    runs, begin = [], 0
+    for _, paths in variants:
+        runs.append(flat[begin : begin + len(paths)])
+        begin += len(paths)
+    means = [{m: float(np.mean([run.points[m] for run in found])) for m in METRICS} for found in runs]
+    differences: list[Difference] = []
+    if len(runs) > 1:
+        with tqdm(
+            total=steps(flat, resamples), desc=f"{resamples} resamples", leave=False, disable=not show_progress
+        ) as bar:
+            drawn = iter(bootstrap(flat, resamples, seed, bar.update))
+        samples = [_mean([next(drawn) for _ in found]) for found in runs]
+        differences = [
+            difference(mean, sample, means[0], samples[0], level)
+            for mean, sample in zip(means[1:], samples[1:], strict=True)
+        ]
+    return Comparison(task, [name for name, _ in variants], runs, means, differences, level)
 
 
-def evaluate_files(annotations: str, results: Sequence[str], task: str) -> list[Evaluation]:
-    """:func:`evaluate` of each file, two at a time: matching is the longest step, and pycocotools uses one core."""
-    with multiprocessing.get_context("fork").Pool(min(2, len(results)), maxtasksperchild=1) as pool:
-        return pool.starmap(_evaluate_file, [(annotations, path, task) for path in results], chunksize=1)
-
-
-def _evaluate_file(annotations: str, results: str, task: str) -> Evaluation:
-    coco = coco_files.load_annotations(annotations)
-    return evaluate(coco, coco_files.load_results(results, coco), task)
-
-
-def _nothing(coco: COCO) -> COCO:
-    empty = COCO()
-    empty.dataset = {**coco.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
-
-
-def _matches(images: Sequence[dict[str, Any] | None]) -> Matches:
-    objects = np.array([0 if image is None else (1 - np.asarray(image["gtIgnore"])).sum() for image in images], float)
-    kept = [(i, image) for i, image in enumerate(images) if image is not None and image["dtScores"]]
-    if not kept:
-        empty = np.zeros((10, 0), bool)
-        return Matches(np.zeros(0, np.intp), empty, empty, objects)
-    scores = np.concatenate([image["dtScores"][:_MAX_DETECTIONS] for _, image in kept])
-    order = np.argsort(-scores, kind="mergesort")  # as pycocotools sorts
-    matched = np.concatenate([image["dtMatches"][:, :_MAX_DETECTIONS] for _, image in kept], 1)[:, order] > 0
-    ignored = np.concatenate([image["dtIgnore"][:, :_MAX_DETECTIONS] for _, image in kept], 1)[:, order] > 0
-    of = np.concatenate([np.full(len(image["dtScores"][:_MAX_DETECTIONS]), i) for i, image in kept])[order]
-    return Matches(of, matched & ~ignored, ~ignored, objects)
-
-
-def resampled(
-    evaluation: Evaluation, weights: NDArray[np.float32], progress: Callable[[], None] = lambda: None
-) -> dict[str, Floats]:
-    """The metrics of resamples of the images.
+def difference(
+    points: Mapping[str, float],
+    samples: Mapping[str, Floats],
+    base_points: Mapping[str, float],
+    base_samples: Mapping[str, Floats],
+    level: float = 0.95,
+) -> Difference:
+    """The differences of a variant's metrics to another one's, with the ends of their intervals.
 
     Args:
-        evaluation: Of N images.
-        weights: R x N: how many times each resample has drawn each image.
-        progress: Called once for each category and range of areas.
+        points: The variant's metrics.
+        samples: Its metrics in each resample.
+        base_points: The metrics of the variant that it is compared with.
+        base_samples: The same for the resamples.
+        level: The confidence level of the intervals, between 0 and 1.
+    """
+    tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
+    row = {}
+    for name in METRICS:
+        spread = samples[name] - base_samples[name]
+        spread = spread[np.isfinite(spread)]
+        low, high = np.percentile(spread, tails) if len(spread) else (math.nan, math.nan)
+        row[name] = dict(difference=points[name] - base_points[name], low=float(low), high=float(high))
+    return row
+
+
+def common_tasks(annotations: str | Path, results: Sequence[str | Path]) -> tuple[list[str], list[str | Path]]:
+    """Find the tasks that all result files answer, and check all files before the long part begins.
+
+    Args:
+        annotations: The file of COCO annotations.
+        results: The result files.
 
     Returns:
-        For each metric R values, 0 to 1; NaN where a resample holds no object of that size.
+        The tasks, of :data:`TASKS`, and the files without a single detection, which count as answers to every task.
+
+    Raises:
+        ValueError: A file cannot be read or is invalid, or the files have no task in common.
     """
-    per_threshold: dict[int, tuple[Floats, Floats]] = {}
-    for area, categories in evaluation.matches.items():
-        total = np.zeros((len(evaluation.thresholds), len(weights)))
-        present = np.zeros(len(weights))
-        for matches in categories:
-            precision, there = _average_precision(matches, weights, evaluation.recalls)
-            total += np.where(there, precision, 0)
-            present += there
-            progress()
-        with np.errstate(invalid="ignore"):
-            per_threshold[area] = total / present, present
-    whole = per_threshold[0][0]
-    at = {round(float(value), 2): i for i, value in enumerate(evaluation.thresholds)}
-    return {
-        "AP": whole.mean(0),
-        "AP50": whole[at[0.5]],
-        "AP75": whole[at[0.75]],
-        **{name: per_threshold[area][0].mean(0) for name, area in (("APS", 1), ("APM", 2), ("APL", 3))},
-    }
-
-
-def _average_precision(
-    matches: Matches, weights: NDArray[np.float32], recalls: Floats
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """T x R average precisions of a category, and which of the R resamples have objects of it."""
-    objects = weights @ matches.objects
-    there = objects > 0
-    precision = np.zeros((len(matches.true), len(weights)))
-    if not matches.true.any():
-        return precision, there
-    drawn = weights[:, matches.images]
-    everything = np.cumsum(drawn, 1)
-    for t, (true, counted) in enumerate(zip(matches.true, matches.counted, strict=True)):
-        [hits] = true.nonzero()
-        if not len(hits):
-            continue
-        # Precision is needed at the true detections alone: between them it only falls.
-        reached = np.cumsum(drawn[:, hits], 1)
-        if counted.all():
-            before = everything[:, hits]
+    coco = load_annotations(annotations)
+    answered, empty = [], []
+    for path in results:
+        entries = load_results(path, coco)
+        if entries:
+            answered.append(tasks_of(entries))
         else:
-            places = np.cumsum(counted)[hits] - 1
-            before = np.cumsum(drawn[:, counted], 1)[:, places]
-        with np.errstate(invalid="ignore"):
-            at_hits = np.where(before > 0, reached / np.maximum(before, 1), 0)
-        best = np.maximum.accumulate(at_hits[:, ::-1], 1)[:, ::-1]
-        padded = np.concatenate([best, np.zeros((len(best), 1), best.dtype)], 1)
-        for r in there.nonzero()[0]:
-            places = np.searchsorted(reached[r].astype(np.float64) / objects[r], recalls)  # rounded as pycocotools
-            precision[t, r] = padded[r, places].mean()
-    return precision, there
+            empty.append(path)
+    tasks = sorted(set.intersection(*answered)) if answered else ["bbox"]
+    if not tasks:
+        raise ValueError("the result files have neither boxes nor masks in common")
+    return tasks, empty
 
 
-def bootstrap(
-    evaluations: Sequence[Evaluation],
-    resamples: int,
-    seed: int,
-    progress: Callable[[], None] = lambda: None,
-) -> list[dict[str, Floats]]:
-    """The metrics of all arms on the same resamples of the images."""
-    count = len(evaluations[0].matches[0][0].objects)
-    generator = np.random.default_rng(seed)
-    found: list[dict[str, list[Floats]]] = [{name: [] for name in METRICS} for _ in evaluations]
-    for begin in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - begin)
-        weights = generator.multinomial(count, np.full(count, 1 / count), size).astype(np.float32)
-        for arm, evaluation in zip(found, evaluations, strict=True):
-            for name, values in resampled(evaluation, weights, progress).items():
-                arm[name].append(values)
-    return [{name: np.concatenate(parts) for name, parts in arm.items()} for arm in found]
+def _mean(samples: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+    return {name: np.mean([sample[name] for sample in samples], 0) for name in METRICS}
 
 
-def sentence(
-    pair: tuple[str, str],
-    task: str,
-    metric: str,
-    row: Mapping[str, Mapping[str, float]],
-    interval: str,
-    evidence: str = "",
-) -> str:
-    """A difference in plain words.
-
-    Args:
-        pair: The arm, and what it is compared with.
-        task: Of the difference.
-        metric: Of :data:`METRICS`.
-        row: What :func:`differences` found of the arm.
-        interval: What the interval is called, such as '95% interval'.
-        evidence: What the difference rests on.
-    """
-    difference, low, high = (100 * row[metric][key] for key in ("difference", "low", "high"))
-    what = f"{pair[0]} - {pair[1]}: "
-    if math.isnan(difference):
-        return f"{what}{TASKS[task]} {metric} has no objects to judge it by"
+def _sentence(what: str, metric: str, row: Mapping[str, float], interval: str, evidence: Sequence[str]) -> str:
+    change, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+    if math.isnan(change):
+        return f"{what}: {metric} has no objects to judge it by"
     verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that these images show"
-    spread = f"{low:+.1f} to {high:+.1f}" + (f", {evidence}" if evidence else "")
-    return f"{what}{difference:+.1f} {TASKS[task]} {metric}, {interval} {spread}: {verdict}"
-
-
-def steps(evaluations: Sequence[Evaluation], resamples: int) -> int:
-    """How often :func:`bootstrap` calls ``progress``."""
-    each = sum(len(categories) for evaluation in evaluations for categories in evaluation.matches.values())
-    return each * math.ceil(resamples / _CHUNK)
-
-
-def averaged(
-    evaluations: Sequence[Evaluation], samples: Sequence[Mapping[str, Floats]]
-) -> tuple[Evaluation, dict[str, Floats]]:
-    """The mean of several runs of one arm, of their figures and in each resample."""
-    points = {name: float(np.mean([evaluation.points[name] for evaluation in evaluations])) for name in METRICS}
-    means = {name: np.mean([sample[name] for sample in samples], 0) for name in METRICS}
-    return dataclasses.replace(evaluations[0], points=points), means
-
-
-def differences(
-    evaluations: Sequence[Evaluation], samples: Sequence[Mapping[str, Floats]], level: float = 0.95
-) -> list[dict[str, dict[str, float]]]:
-    """Of every arm but the first, each metric's difference to the first arm with the interval's ends."""
-    tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
-    found = []
-    for evaluation, sample in zip(evaluations[1:], samples[1:], strict=True):
-        row = {}
-        for name in METRICS:
-            spread = sample[name] - samples[0][name]
-            spread = spread[np.isfinite(spread)]
-            low, high = np.percentile(spread, tails) if len(spread) else (math.nan, math.nan)
-            difference = evaluation.points[name] - evaluations[0].points[name]
-            row[name] = dict(difference=difference, low=float(low), high=float(high))
-        found.append(row)
-    return found
+    spread = ", ".join([f"{low:+.1f} to {high:+.1f}", *evidence])
+    return f"{what}: {change:+.1f} {metric}, {interval} {spread}: {verdict}"

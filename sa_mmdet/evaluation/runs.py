@@ -1,4 +1,4 @@
-"""What MMEngine leaves of a training: its config, curves, figures, seed and versions."""
+"""What MMEngine leaves of a training in its work directory: config, losses, metrics, seed and versions."""
 
 import json
 import re
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmengine.config import Config
+
+from sa_mmdet.messages import one_line
 
 _FAMILIES = {"FasterRCNN": "Faster R-CNN", "MaskRCNN": "Mask R-CNN", "RetinaNet": "RetinaNet"}
 _ATTENTIONS = {
@@ -19,29 +21,30 @@ _ATTENTIONS = {
 
 @dataclass
 class Run:
-    """One work dir."""
+    """One work directory."""
 
     name: str
     folder: Path
     cfg: Config
     losses: list[tuple[int, float]]  # iteration, loss
-    figures: list[tuple[int, dict[str, float]]]  # epoch, metrics such as coco/bbox_mAP
+    metrics: list[tuple[int, dict[str, float]]]  # epoch, metrics such as coco/bbox_mAP
     provenance: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
     @property
     def family(self) -> str:
-        """The detector, in the paper's words."""
+        """The detector, as the paper calls it."""
         kind = str(self.cfg.model.type).rpartition(".")[2]
         return _FAMILIES.get(kind, kind)
 
     @property
     def backbone(self) -> str:
+        """The backbone without its attention, as the paper calls it."""
         return f"ResNet-{self.cfg.model.backbone.get('depth', '?')}"
 
     @property
     def attention(self) -> str:
-        """The arm, in the paper's words."""
+        """The attention, as the paper calls it; 'none' for the plain network."""
         backbone = self.cfg.model.backbone
         kind = str(backbone.type).rpartition(".")[2]
         if kind == "SAResNet":
@@ -55,42 +58,46 @@ class Run:
         return "none" if kind in ("ResNet", "AttentionResNet") else kind
 
     @property
-    def arm(self) -> str:
+    def variant(self) -> str:
+        """Detector, backbone and attention; runs of one variant differ in their seed only."""
         return f"{self.family} {self.backbone} {self.attention}"
 
     @property
     def annotations(self) -> Path:
-        """Of the images it is tested on."""
+        """The file of annotations of the test images."""
         evaluator = self.cfg.get("test_evaluator")
         first = evaluator[0] if isinstance(evaluator, list | tuple) and evaluator else evaluator
         return Path(str(first.get("ann_file", "")) if isinstance(first, dict) else "")
 
     @property
     def on_coco(self) -> bool:
-        """Whether its figures may stand beside the paper's."""
+        """Whether it was tested on COCO val2017, as the paper's results were."""
         return self.annotations.name == "instances_val2017.json"
 
     def results(self, task: str) -> Path | None:
-        """The detections on the test images, where they were kept."""
+        """The file of detections on the test images, None if it was not kept."""
         path = self.folder / f"results.{task}.json"
         return path if path.is_file() else None
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a work dir.
+    """Read a work directory; of a run that was resumed, all parts.
+
+    Args:
+        folder: The work directory.
 
     Raises:
-        ValueError: It is none, or no epoch of it was finished.
+        ValueError: It is not a detector's work directory, or no epoch was finished and evaluated.
     """
     folder = Path(folder)
     logs = sorted(folder.glob("*/vis_data/scalars.json"))
     configs = sorted(folder.glob("*/vis_data/config.py")) or sorted(folder.glob("*.py"))
     if not logs or not configs:
-        raise ValueError(f"{folder}: no work dir of a training: there is no <time>/vis_data/scalars.json in it")
+        raise ValueError(f"{folder}: is not the work directory of a training: it has no <time>/vis_data/scalars.json")
     losses: dict[int, float] = {}
-    figures: dict[int, dict[str, float]] = {}
+    found: dict[int, dict[str, float]] = {}
     broken = 0
-    for log in logs:  # of each start; a resumed one overwrites what it did again
+    for log in logs:  # one per start; a resumed run replaces what it did again
         for line in log.read_text(errors="replace").splitlines():
             try:
                 entry = json.loads(line)
@@ -102,24 +109,24 @@ def read_run(folder: str | Path) -> Run:
                 broken += 1
                 continue
             if metrics:
-                figures[step] = metrics
-    if not figures:
-        raise ValueError(f"{folder}: no epoch of it was finished and judged")
+                found[step] = metrics
+    if not found:
+        raise ValueError(f"{folder}: no epoch was finished and evaluated")
     try:
         cfg = Config.fromfile(configs[-1])
     except Exception as error:  # a config is a program
-        raise ValueError(f"{configs[-1]}: does not load: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{configs[-1]}: does not load: {one_line(error, 200)}") from error
     model = cfg.get("model")
     backbone = model.get("backbone") if isinstance(model, dict) else None
     if not isinstance(backbone, dict) or not model.get("type") or not backbone.get("type"):
-        raise ValueError(f"{configs[-1]}: names no model.type and model.backbone.type, so it is no detector's config")
+        raise ValueError(f"{configs[-1]}: has no model.type and model.backbone.type, so it is not a detector's config")
     notes = [f"{broken} broken lines of its log were skipped"] if broken else []
     name = "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
-    return Run(name, folder, cfg, sorted(losses.items()), sorted(figures.items()), _provenance(folder), notes)
+    return Run(name, folder, cfg, sorted(losses.items()), sorted(found.items()), _provenance(folder), notes)
 
 
 def _provenance(folder: Path) -> dict[str, str]:
-    """Seed, versions and machine, off the head of the newest log."""
+    """Seed, versions and machine, from the beginning of the newest log."""
     found = {}
     logs = sorted(folder.glob("*/*.log"))
     head = logs[-1].read_text(errors="replace")[:20_000] if logs else ""

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
 
 from sa_mmdet.analysis.activation_maps import ActivationMaps
-from sa_mmdet.analysis.network import Scores, sheet_names
+from sa_mmdet.analysis.network import Scores, output_names
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed")
 RETINA = """
@@ -86,16 +86,19 @@ def test_the_map_is_the_gradient_times_the_activation(method: str, networks: dic
     np.testing.assert_allclose(found[0].map, (expected / expected.max()).detach(), atol=1e-5)
 
 
-def test_the_tool_draws_a_sheet_of_all_arms(networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--variant", "--arm"])  # the second is its former name
+def test_the_tool_draws_all_variants(
+    option: str, networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path
+) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "good.png").write_bytes(networks["picture"][0].read_bytes())
     (folder / "bad.jpg").write_bytes(b"no picture")
-    options = ["--arm", "RetinaNet", *networks["retina"], "--threshold", 0, "--top", 2, "--out-dir", tmp_path / "out"]
+    options = [option, "RetinaNet", *networks["retina"], "--threshold", 0, "--top", 2, "--out-dir", tmp_path / "out"]
     status, printed, errors = tool("analysis_tools/visualize_cam.py", *networks["mask"], folder, *options)
     assert status == 1
     assert "1 sheets in" in printed
-    assert f"skipped {folder / 'bad.jpg'}: no picture" in errors
+    assert f"skipped {folder / 'bad.jpg'}: is not a readable image" in errors
     drawn: Any = cv2.imread(str(tmp_path / "out" / "good.png"))
     assert drawn.shape[1] > 500
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 1000
@@ -112,7 +115,7 @@ def test_a_classifiers_sure_class_still_has_a_gradient() -> None:
 
 
 def test_pictures_of_one_name_have_sheets_of_their_own() -> None:
-    names = sheet_names(["a/1.png", "b/1.png", "b/2.png", "c/b/2.png", "c/3.jpg"])
+    names = output_names(["a/1.png", "b/1.png", "b/2.png", "c/b/2.png", "c/3.jpg"])
     assert names == ["a_1", "b_1", "2_b_2", "3_b_2", "3"]
 
 
@@ -120,10 +123,13 @@ def test_bad_requests_are_named(networks: dict[str, tuple[Path, Path]], tool: To
     picture = networks["picture"][0]
     for arguments, message in (
         ((*networks["mask"], tmp_path / "none.png"), "none.png: no such file"),
-        ((*networks["mask"], tmp_path), "no pictures in it"),
-        ((*networks["mask"], picture, "--layer", "backbone.layer9"), "there is no layer 'backbone.layer9'; there are"),
+        ((*networks["mask"], tmp_path), "has no images in it"),
+        (
+            (*networks["mask"], picture, "--layer", "backbone.layer9"),
+            "no layer 'backbone.layer9'; near it are",
+        ),
         ((networks["mask"][0], networks["retina"][1], picture), "does not fit"),
-        ((networks["mask"][0], picture, picture), "is no file of weights"),
+        ((networks["mask"][0], picture, picture), "is not a file of weights"),
     ):
         status, _, errors = tool("analysis_tools/visualize_cam.py", *arguments)
         assert status == 1

@@ -7,25 +7,26 @@ import torch
 from places import Tool
 from torch import nn
 
-from sa_mmdet.analysis.benchmark import PublishedShuffleAttention, benchmark
+from sa_mmdet.analysis.benchmark import benchmark
+from sa_mmdet.analysis.benchmark_steps import PublishedShuffleAttention
 
 
 @pytest.mark.parametrize("level", ["operator", "backbone", "detector"])
-def test_every_arm_is_measured_beside_the_plain_one(level: str) -> None:
+def test_every_variant_is_measured_beside_the_plain_one(level: str) -> None:
     found = benchmark(level, (64, 64), 1, ["published", "reference", "fused", "se"], repeats=2, memory=False)
     assert list(found) == ["plain", "published", "reference", "fused", "se"]
-    for figures in found.values():
-        assert 0 < figures["training"]["min_ms"] <= figures["training"]["median_ms"]
-        low, high = figures["training"]["quartiles_ms"]
+    for measured in found.values():
+        assert 0 < measured["training"]["min_ms"] <= measured["training"]["median_ms"]
+        low, high = measured["training"]["quartiles_ms"]
         assert low <= high
-        assert figures["training"]["ratio_paired"] > 0
-        assert (level == "operator") == ("backward" in figures)
+        assert measured["training"]["ratio_paired"] > 0
+        assert (level == "operator") == ("backward" in measured)
         if level == "operator":
-            assert figures["backward"]["share_of_copy"] > 0
+            assert measured["backward"]["share_of_copy"] > 0
     assert found["plain"]["inference"]["ratio_min"] == found["plain"]["inference"]["ratio_paired"] == 1
 
 
-def test_the_published_arm_is_shuffle_attention() -> None:
+def test_the_published_variant_is_shuffle_attention() -> None:
     torch.manual_seed(0)
     published = PublishedShuffleAttention(32, groups=4).double()
     for parameter in published.parameters():
@@ -57,7 +58,7 @@ def test_the_tool_writes_json_and_a_plot(tool: Tool, tmp_path: Path, monkeypatch
 
 
 def test_every_target_is_judged(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sa_mmdet.analysis.benchmark._peak_memory", lambda *arguments: 1.0)
+    monkeypatch.setattr("sa_mmdet.analysis.benchmark.peak_memory", lambda *arguments: 1.0)
     status, printed, _ = tool("misc/check_targets.py", "--device", "cpu", "--shape", 64, 64, "--repeats", 1)
     verdicts = [line.split()[0] for line in printed.splitlines() if "target <=" in line]
     assert len(verdicts) == 3
@@ -68,7 +69,7 @@ def test_every_target_is_judged(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> 
     ("options", "message"),
     [
         (dict(level="layer"), "level='layer' is unknown: choose one of operator, backbone, detector"),
-        (dict(arms=["quick"]), "unknown arms quick: choose from plain, published"),
+        (dict(variants=["quick"]), "unknown variants quick: choose from plain, published"),
         (dict(dtype="int8"), "dtype='int8' is unknown"),
         (dict(repeats=0), "repeats=0 and batch=1 must be 1 or more"),
     ],
@@ -76,4 +77,4 @@ def test_every_target_is_judged(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        benchmark(**{"level": "operator", "shape": (64, 64), "batch": 1, "arms": [], "repeats": 1, **options})
+        benchmark(**{"level": "operator", "shape": (64, 64), "batch": 1, "variants": [], "repeats": 1, **options})

@@ -47,9 +47,9 @@ def test_every_cell_of_table_2(row: dict[str, str]) -> None:
     ids=lambda row: f"{row['detector']}-{row['backbone']}-{row['attention']}",
 )
 def test_every_cell_of_table_3(row: dict[str, str]) -> None:
-    [arm] = [arm for arm, name in make_tables.ATTENTION.items() if name == row["attention"]]
+    [variant] = [variant for variant, name in make_tables.ATTENTION.items() if name == row["attention"]]
     depth = row["backbone"].replace("ResNet-", "r")
-    name = f"{stem(row['detector'])}_{arm and f'{arm}-'}{depth}_fpn_1x_coco"
+    name = f"{stem(row['detector'])}_{variant and f'{variant}-'}{depth}_fpn_1x_coco"
     [path] = [path for path in COCO if path.stem == name]
     found = analyze(Config.fromfile(path).model, convention="paper")
     params = NOT_REPRODUCED.get((row["detector"], row["backbone"], row["attention"]), row["params_m"])

@@ -12,7 +12,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
 
-from sa_mmdet.analysis.gates import _only, gates_of, group_scores
+from sa_mmdet.analysis.gates import gates_of, group_scores, only_group
 from sa_mmdet.analysis.network import Network, Scores
 from sa_mmdet.attention import ShuffleAttention
 
@@ -64,7 +64,7 @@ def test_the_groups_alone_make_up_the_whole(shuffled: bool) -> None:
     x = torch.randn(1, 32, 5, 6)
     parts = []
     for group in range(4):
-        with _only(module, group, shuffled):
+        with only_group(module, group, shuffled):
             parts.append(module(x))
     torch.testing.assert_close(sum(parts), module(x))
     if not shuffled:  # group 1 before the shuffle is what the module gives of its channels alone
@@ -95,8 +95,8 @@ def test_the_tool_writes_plots_and_tables(made: tuple[Path, Path], tool: Tool, t
     options = ["--groups", "--layer", "backbone.layer2.0.sa", "--out-dir", tmp_path / "out"]
     status, printed, errors = tool("analysis_tools/visualize_attention.py", DEMO, *made, bad, *options)
     assert status == 1
-    assert "1 pictures in" in printed
-    assert f"skipped {bad}: no picture" in errors
+    assert "1 images in" in printed
+    assert f"skipped {bad}: is not a readable image" in errors
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"picture_{n}" for n in ("channel.png", "gates.csv", "groups.csv", "groups.png", "spatial.png")]
     with (tmp_path / "out" / "picture_gates.csv").open() as file:
@@ -111,9 +111,9 @@ def test_bad_requests_are_named(made: tuple[Path, Path], tool: Tool, tmp_path: P
     name = "analysis_tools/visualize_attention.py"
     status, _, errors = tool(name, DEMO, *made, "--layer", "backbone.layer1.0")
     assert status == 1
-    assert "there is no shuffle attention 'backbone.layer1.0'; there are backbone.layer1.0.sa" in errors
+    assert "no shuffle attention has the name 'backbone.layer1.0'; give one of backbone.layer1.0.sa" in errors
     plain = CONFIGS / "retinanet" / "retinanet_r50_fpn_1x_coco.py"
     torch.save(MODELS.build(Config.fromfile(plain).model).state_dict(), tmp_path / "plain.pth")
     status, _, errors = tool(name, plain, tmp_path / "plain.pth", made[1])
     assert status == 1
-    assert "RetinaNet has no shuffle attention to look at" in errors
+    assert "RetinaNet has no shuffle attention" in errors

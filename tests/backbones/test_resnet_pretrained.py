@@ -154,7 +154,7 @@ def altered(**changes: object) -> dict:
         (
             lambda: altered(layer1__0__sa__cweight=torch.zeros(1)),
             {},
-            r"no plain ResNet's layer: layer1.0.sa.*'Pretrained'",
+            r"unexpected keys: layer1.0.sa.*'Pretrained'",
         ),
         (lambda: altered(conv1__weight=torch.zeros(64, 1, 7, 7)), {}, r"conv1.weight \(64, 1, 7, 7\) for \(64, 3,"),
         (lambda: altered(bn1__weight=torch.full((64,), torch.nan)), {}, "NaN or Inf: bn1.weight"),
@@ -188,7 +188,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     whole = (tmp_path / "whole.pth").read_bytes()
     for name, content in (("empty", b""), ("text", b"not a checkpoint"), ("truncated", whole[: len(whole) // 2])):
         (tmp_path / f"{name}.pth").write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}.pth: not a readable checkpoint"):
+        with pytest.raises(ValueError, match=rf"{name}.pth: is not a readable checkpoint"):
             ResNetPretrained(str(tmp_path / f"{name}.pth"))(model)
     with pytest.raises(ValueError, match=r"no key begins with the prefix 'neck\.'"):
         ResNetPretrained(str(tmp_path / "whole.pth"), prefix="neck.")(model)
@@ -223,5 +223,5 @@ def test_attention_behind_stages_has_no_exact_start(tmp_path: Path) -> None:
     cfg = dict(type="AttentionResNet", depth=18, stage_attention=dict(type="BAM"))
     init_cfg = dict(type="ResNetPretrained", checkpoint=str(tmp_path / "plain.pth"))
     model: Any = MODELS.build({**cfg, "init_cfg": init_cfg})
-    with pytest.raises(ValueError, match=r"layer1\.bam.* stands behind a stage"):
+    with pytest.raises(ValueError, match=r"layer1\.bam.* belongs to attention after a stage"):
         model.init_weights()

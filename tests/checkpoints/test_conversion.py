@@ -15,8 +15,7 @@ from released import ECA_KERNELS, KINDS, features, weights
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sa_mmdet.checkpoints import convert, files, released
-from sa_mmdet.checkpoints.conversion import convert_tensors
+from sa_mmdet.checkpoints import convert, convert_tensors, released, write
 
 State = dict[str, Tensor]
 
@@ -134,7 +133,7 @@ def test_the_tool_takes_every_form_of_file(form: str, sa50: State, tool: Tool, t
     status, printed, _ = tool("model_converters/convert_checkpoint.py", source, target)
     assert status == 0
     assert re.search(r"layer\*\.\*\.sa\.gn\.weight +-> backbone\.layer\*\.\*\.sa\.gn\.weight  \(16\)", printed)
-    assert "left over: nothing" in printed
+    assert "unused keys: none" in printed
     assert "backbone=dict(type='SAResNet', depth=50, groups=64, init_cfg=dict(type='Pretrained'" in printed
     state = torch.load(target, weights_only=True)["state_dict"]
     assert torch.equal(state["backbone.layer4.2.sa.sweight"], sa50["layer4.2.sa.sweight"])
@@ -144,7 +143,7 @@ def test_the_tool_takes_every_form_of_file(form: str, sa50: State, tool: Tool, t
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_what_it_writes_loads_through_init_cfg(suffix: str, sa50: State, tmp_path: Path) -> None:
     target = tmp_path / f"out{suffix}"
-    files.write(target, convert_tensors(sa50, "made up").whole())
+    write(target, convert_tensors(sa50, "made up").whole())
     cfg = dict(type="Pretrained", prefix="backbone.", checkpoint=str(target))
     model: Any = MODELS.build(dict(type="SAResNet", depth=50, init_cfg=cfg))
     model.init_weights()
@@ -183,22 +182,22 @@ def expanded(state: State) -> State:
 
 
 BAD: list[tuple[str, Callable[[State], Any], str]] = [
-    ("half", half, "half of the keys are missing perhaps"),
+    ("half", half, "perhaps some of the keys are missing"),
     ("some", lambda s: {k: v for k, v in s.items() if "conv2" not in k}, "16 of .* missing: layer1.0.conv2.weight"),
-    ("detector", detector, "holds a whole detector \\(rpn_head.rpn_conv.weight\\).*say the prefix 'backbone.'"),
-    ("twice", twice, "the same keys twice, as layer1.0.conv1.weight and as module.layer1.0.conv1.weight"),
+    ("detector", detector, "holds a whole detector \\(rpn_head.rpn_conv.weight\\).*give the prefix 'backbone.'"),
+    ("twice", twice, "holds conv1.weight twice, as conv1.weight and as module.conv1.weight"),
     ("one twice", lambda s: s | {"bam1.x": torch.ones(1), "layer1.bam.x": torch.ones(1)}, "holds layer1.bam.x twice"),
     ("float16", lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}, "dtype float32"),
     ("nan", lambda s: s | {"bn1.bias": torch.full((64,), torch.nan)}, "NaN or Inf, in bn1.bias"),
     ("resnext", narrow, "layer3.0.conv2.weight of shape \\(256, 8, 3, 3\\).*expected \\(256, 256, 3, 3\\)"),
-    ("strange", lambda s: s | {"layer1.0.gate.weight": torch.ones(1)}, "no layer of it: layer1.0.gate.weight"),
+    ("unexpected", lambda s: s | {"layer1.0.gate.weight": torch.ones(1)}, "unexpected keys: layer1.0.gate.weight"),
     ("two kinds", lambda s: s | {"layer1.0.eca.conv.weight": torch.ones(1, 1, 3)}, "several kinds of attention"),
     ("no resnet", lambda s: {"a.weight": torch.ones(1), "b": torch.ones(2)}, "no ResNet is in it.*a.weight, b"),
     ("empty", lambda s: {}, "holds no state dict: it is a dict of nothing"),
     ("list", lambda s: [torch.ones(1)], "holds no state dict: it is a list"),
-    ("expanded", expanded, "conv1.weight of shape \\(64, 3, 7, 7\\) stands on 1 numbers"),
-    ("number", lambda s: {1: torch.ones(1), 2: torch.ones(1)}, "the key 1 is no text"),
-    ("sparse", lambda s: s | {"conv1.weight": torch.ones(2, 2).to_sparse()}, "conv1.weight is no plain tensor"),
+    ("expanded", expanded, "conv1.weight of shape \\(64, 3, 7, 7\\) repeats the 1 numbers"),
+    ("number", lambda s: {1: torch.ones(1), 2: torch.ones(1)}, "the key 1 is not a string"),
+    ("sparse", lambda s: s | {"conv1.weight": torch.ones(2, 2).to_sparse()}, "conv1.weight is not a plain tensor"),
     ("no sizes", lambda s: s | {"layer1.0.sa.cweight": torch.ones(4)}, "layer1.0.sa.cweight of shape \\(4,\\)"),
 ]
 
@@ -229,13 +228,17 @@ def safetensors_cut(path: Path, state: State) -> None:
 
 
 BAD_FILES: list[tuple[str, Callable[[Path, State], Any], str]] = [
-    ("cut", cut, "is cut off"),
-    ("legacy cut", legacy_cut, "cannot be read, cut off perhaps"),
-    ("safetensors cut", safetensors_cut, "not a readable safetensors file"),
+    ("cut", cut, "is truncated"),
+    ("legacy cut", legacy_cut, "cannot be read and may be truncated"),
+    ("safetensors cut", safetensors_cut, "is not a readable safetensors file"),
     ("empty", lambda path, state: path.write_bytes(b""), "the file is empty"),
     ("page", lambda path, state: path.write_text("<!DOCTYPE html><html>sign in"), "is a web page"),
-    ("text", lambda path, state: path.write_text("conv1.weight 0.1 0.2"), "is no file of weights"),
-    ("code", lambda path, state: torch.save(dict(state, x=Harmful(path.parent / "run")), path), "refused and not run"),
+    ("text", lambda path, state: path.write_text("conv1.weight 0.1 0.2"), "is not a file of weights"),
+    (
+        "code",
+        lambda path, state: torch.save(dict(state, x=Harmful(path.parent / "run")), path),
+        "refused and was not",
+    ),
 ]
 
 
@@ -255,9 +258,9 @@ def test_files_that_are_none_leave_the_target_untouched(
 
 
 def test_what_is_asked_for_is_checked(sa50: State, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds weights of attention 'sa', asked for is 'se'"):
+    with pytest.raises(ValueError, match="holds weights with attention 'sa', expected 'se'"):
         convert_tensors(sa50, "x", attention="se")
-    with pytest.raises(ValueError, match="holds a ResNet-50, asked for is ResNet-101"):
+    with pytest.raises(ValueError, match="holds a ResNet-50, expected a ResNet-101"):
         convert_tensors(sa50, "x", depth="101")
     with pytest.raises(ValueError, match=r"no key begins with the prefix 'encoder\.'"):
         convert_tensors(sa50, "x", prefix="encoder.")
@@ -276,10 +279,10 @@ def test_a_full_disk_leaves_nothing(sa50: State, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(ValueError, match=r"cannot be written.*No space left"):
-        files.write(tmp_path / "out.pth", sa50)
+        write(tmp_path / "out.pth", sa50)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="there is no folder"):
-        files.write(tmp_path / "none" / "out.pth", sa50)
+    with pytest.raises(ValueError, match="does not exist: make it first"):
+        write(tmp_path / "none" / "out.pth", sa50)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -86,11 +86,11 @@ def test_a_detectors_backbone_under_the_authors_names(checkpoint: Path, tool: To
 def test_bad_requests_leave_nothing(checkpoint: Path, tool: Tool, tmp_path: Path) -> None:
     tool_name = "model_converters/publish_model.py"
     for arguments, message in (
-        ((checkpoint, tmp_path / "demo.bin"), "has no suffix of a file of weights"),
-        ((checkpoint, tmp_path / "none" / "demo.pth"), "there is no folder"),
+        ((checkpoint, tmp_path / "demo.bin"), "does not end in .pth"),
+        ((checkpoint, tmp_path / "none" / "demo.pth"), "does not exist: make it first"),
         ((checkpoint, tmp_path / "demo.pth", "--naming", "released"), "only a backbone has released names"),
         ((tmp_path / "none.pth", tmp_path / "demo.pth"), "no such file"),
-        ((DEMO, tmp_path / "demo.pth"), "no file of weights"),
+        ((DEMO, tmp_path / "demo.pth"), "is not a file of weights"),
     ):
         status, _, errors = tool(tool_name, *arguments)
         assert status == 1

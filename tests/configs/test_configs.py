@@ -13,12 +13,12 @@ from mmengine.registry import DefaultScope
 from places import CONFIGS, REPOSITORY
 
 from sa_mmdet.attention import Attention
-from sa_mmdet.compat.devices import shapes_alone
+from sa_mmdet.compat.old_torch import shapes_only
 
 
 def build(path: Path) -> Any:
     cfg = Config.fromfile(path)
-    with shapes_alone():
+    with shapes_only():
         return MODELS.build(cfg.model)
 
 

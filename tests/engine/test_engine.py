@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from sa_mmdet.atomic_write import written_aside
+from sa_mmdet.atomic_write import temporary_beside
 from sa_mmdet.engine import SafeCheckpointHook
 
 
@@ -165,12 +165,12 @@ def test_it_resumes_from_the_newest_that_is_whole(tmp_path: Path, damage: str) -
 def test_no_whole_checkpoint_is_an_error_and_none_at_all_a_start(tmp_path: Path) -> None:
     assert len(trained(tmp_path, epochs=1, resume=True)) == 2
     (tmp_path / "epoch_1.pth").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"--resume: none of the checkpoints in .* is whole .*epoch_1.pth was"):
+    with pytest.raises(ValueError, match=r"--resume: none of the checkpoints in .* is complete .*epoch_1.pth was"):
         trained(tmp_path, resume=True)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    with written_aside(tmp_path / "epoch_7.pth") as left:
+    with temporary_beside(tmp_path / "epoch_7.pth") as left:
         left.touch()
     left.write_bytes(b"half")
     (tmp_path / ".mine.pth").touch()

@@ -16,9 +16,9 @@ from places import Tool
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sa_mmdet.evaluation import comparison
-
-METRICS = comparison.METRICS
+from sa_mmdet.evaluation import METRICS, evaluate
+from sa_mmdet.evaluation.bootstrap import bootstrap, resampled
+from sa_mmdet.evaluation.comparison import difference
 
 
 def coco_of(truth: dict[str, Any]) -> COCO:
@@ -46,10 +46,10 @@ def judged(truth: dict[str, Any], found: list[dict[str, Any]], task: str) -> lis
 def test_points_are_pycocotools_own_and_weights_of_one_change_nothing(task: str) -> None:
     truth = made_up()
     found = detections(truth, 0.1)
-    evaluation = comparison.evaluate(coco_of(truth), found, task)
+    evaluation = evaluate(coco_of(truth), found, task)
     expected = judged(truth, found, task)
     np.testing.assert_allclose([evaluation.points[name] for name in METRICS], expected, atol=0)
-    once = comparison.resampled(evaluation, np.ones((1, 30), np.float32))
+    once = resampled(evaluation, np.ones((1, 30), np.float32))
     np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
 
 
@@ -58,9 +58,9 @@ def test_a_resample_is_the_set_with_its_images_repeated() -> None:
     found = detections(truth, 0.1)
     for entry in found:  # pycocotools' order of tied scores depends on the images' numbers
         entry["score"] += 1e-6 * entry["image_id"]
-    evaluation = comparison.evaluate(coco_of(truth), found, "bbox")
+    evaluation = evaluate(coco_of(truth), found, "bbox")
     weights = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), 5)
-    values = comparison.resampled(evaluation, weights.astype(np.float32))
+    values = resampled(evaluation, weights.astype(np.float32))
     for r, row in enumerate(weights):
         repeated: dict[str, Any] = dict(images=[], categories=truth["categories"], annotations=[])
         results = []
@@ -80,22 +80,22 @@ def test_a_resample_is_the_set_with_its_images_repeated() -> None:
 def test_on_real_images(coco128: Path) -> None:
     truth = json.loads((coco128 / "annotations" / "instances_train2017.json").read_text())
     found = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in detections(truth, 0.1)]
-    evaluation = comparison.evaluate(coco_of(truth), found, "bbox")
+    evaluation = evaluate(coco_of(truth), found, "bbox")
     expected = judged(truth, found, "bbox")
-    once = comparison.resampled(evaluation, np.ones((1, len(truth["images"])), np.float32))
+    once = resampled(evaluation, np.ones((1, len(truth["images"])), np.float32))
     np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
 
 
 def test_intervals_hold_a_true_difference_and_none_where_there_is_none() -> None:
     truth = made_up(60)
     coco = coco_of(truth)
-    arms = [detections(truth, noise) for noise in (0.1, 0.03)]
-    evaluations = [comparison.evaluate(coco, found, "bbox") for found in (arms[0], arms[1], arms[0])]
-    samples = comparison.bootstrap(evaluations, 200, seed=0)
-    better, same = comparison.differences(evaluations, samples)
+    found = [detections(truth, noise) for noise in (0.1, 0.03)]
+    evaluations = [evaluate(coco, entries, "bbox") for entries in (found[0], found[1], found[0])]
+    samples = bootstrap(evaluations, 200, seed=0)
+    better, same = (difference(evaluations[i].points, samples[i], evaluations[0].points, samples[0]) for i in (1, 2))
     assert 0 < better["AP"]["low"] < better["AP"]["difference"] < better["AP"]["high"]
     assert same["AP"] == dict(difference=0, low=0, high=0)
-    again = comparison.bootstrap(evaluations[:2], 200, seed=0)
+    again = bootstrap(evaluations[:2], 200, seed=0)
     assert np.array_equal(again[1]["AP"], samples[1]["AP"])
 
 
@@ -138,18 +138,18 @@ def changed(index: int, **fields: Any) -> Callable[[list], list]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(3, image_id=999), "entry 3 is of image 999, which the annotations do not have"),
-        (changed(2, category_id=77), "entry 2 is of category 77"),
-        (changed(1, score=math.nan), "entry 1 has a score or a box that is no number: nan"),
-        (changed(0, bbox=[1, 2, 3]), "entry 0 has a score or a box that is no number"),
-        (changed(0, bbox=[1, 2, None, 4]), "entry 0 has a score or a box that is no number"),
+        (changed(3, image_id=999), "entry 3 names the image 999, which the annotations do not have"),
+        (changed(2, category_id=77), "entry 2 names the category 77"),
+        (changed(1, score=math.nan), "entry 1 has an invalid score or box: nan"),
+        (changed(0, bbox=[1, 2, 3]), "entry 0 has an invalid score or box"),
+        (changed(0, bbox=[1, 2, None, 4]), "entry 0 has an invalid score or box"),
         (lambda entries: [{k: v for k, v in entries[0].items() if k != "score"}], "entry 0 lacks score"),
         (
             changed(4, segmentation=[[1, 2, 3, 4, 5, 6]]),
-            "entry 4 has a mask that is no compressed run-length",
+            "entry 4 has a mask that is not a compressed run-length",
         ),
-        (lambda entries: {"a": 1}, "holds no list of detections but a dict"),
-        (lambda entries: [1], "entry 0 is no object"),
+        (lambda entries: {"a": 1}, "must hold a list of detections, but holds a dict"),
+        (lambda entries: [1], "entry 0 is not an object"),
     ],
 )
 def test_bad_results_are_named(
@@ -170,13 +170,13 @@ def test_bad_files_and_no_detections(files: tuple[Path, list[Path]], tool: Tool,
     for first, second in ((tmp_path / "none.json", paths[0]), (tmp_path / "text.json", paths[0]), (paths[0], paths[0])):
         status, _, errors = tool(name, first, second)
         assert status == 1
-        assert f"{first}: no COCO annotations" in errors
+        assert f"{first}: is not a file of COCO annotations" in errors
     for other in (tmp_path / "none.json", tmp_path / "text.json"):
         status, _, errors = tool(name, truth, paths[0], other)
         assert status == 1
-        assert f"{other}: no readable JSON" in errors
+        assert f"{other}: is not readable as JSON" in errors
     (tmp_path / "empty.json").write_text("[]")
     status, printed, _ = tool(name, truth, paths[0], tmp_path / "empty.json", "--resamples", 20)
     assert status == 0
-    assert "holds no detections: judged as none" in printed
+    assert "has no detections" in printed
     assert "worse" in printed

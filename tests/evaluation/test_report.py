@@ -14,7 +14,7 @@ from made_up_coco import detections, made_up
 from mmengine.config import Config
 from places import CONFIGS, Tool
 
-from sa_mmdet.evaluation.runs import read_run
+from sa_mmdet.evaluation import read_run
 
 TOOL = "analysis_tools/report.py"
 BROWSER = next(
@@ -41,12 +41,12 @@ def work_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         cv2.imwrite(str(root / "val2017" / image["file_name"]), picture)
     (root / "instances_val2017.json").write_text(json.dumps(truth))
     folders = []
-    for arm, noise in (("", 0.1), ("sa-", 0.02)):
-        cfg = Config.fromfile(CONFIGS / "faster_rcnn" / f"faster-rcnn_{arm}r50_fpn_1x_coco.py")
+    for variant, noise in (("", 0.1), ("sa-", 0.02)):
+        cfg = Config.fromfile(CONFIGS / "faster_rcnn" / f"faster-rcnn_{variant}r50_fpn_1x_coco.py")
         cfg.test_evaluator.ann_file = str(root / "instances_val2017.json")
         cfg.test_dataloader.dataset.data_root = str(root)
         cfg.test_dataloader.dataset.data_prefix = dict(img="val2017")
-        folder = root / f"faster_{arm}r50" / "seed7"
+        folder = root / f"faster_{variant}r50" / "seed7"
         for time, epochs in (("20260101_000000", (1, 2)), ("20260102_000000", (2, 3))):  # stopped, resumed
             (folder / time / "vis_data").mkdir(parents=True)
             cfg.dump(folder / time / "vis_data" / "config.py")
@@ -74,7 +74,7 @@ def test_a_resumed_run_is_one_run(work_dirs: list[Path]) -> None:
     assert run.name == "faster_sa-r50/seed7"
     assert (run.family, run.backbone, run.attention, run.on_coco) == ("Faster R-CNN", "ResNet-50", "SA", True)
     assert run.losses == [(10, 2.0), (20, 1.0), (30, pytest.approx(2 / 3))]
-    assert [epoch for epoch, _ in run.figures] == [1, 2, 3]
+    assert [epoch for epoch, _ in run.metrics] == [1, 2, 3]
     assert run.provenance["seed"] == "7"
     assert run.provenance["PyTorch"] == "2.13.0+cpu"
     assert run.notes == ["2 broken lines of its log were skipped"]
@@ -91,7 +91,7 @@ def test_the_page_says_what_was_reached(work_dirs: list[Path], page: Path, tool:
         TOOL, *work_dirs, missing, "--out", page, "--resamples", 50, "--pictures", 2, "--speed", speed
     )
     assert status == 0
-    assert f"skipped {missing}: no work dir" in printed
+    assert f"skipped {missing}: is not the work directory" in printed
     text = page.read_text()
     sentence = r"Faster R-CNN ResNet-50 SA - Faster R-CNN ResNet-50 none: \+[\d.]+ box AP, 95% interval over the images"
     assert re.search(sentence, text)
@@ -145,8 +145,8 @@ def test_bad_work_dirs_are_named(work_dirs: list[Path], tool: Tool, tmp_path: Pa
         log.write_text('{"loss": 1.0, "step": 1}\n')
     status, _, errors = tool(TOOL, unfinished, tmp_path / "none", "--out", tmp_path / "out.html")
     assert status == 1
-    assert f"{unfinished}: no epoch of it was finished and judged" in errors
-    assert "none: no work dir of a training" in errors
+    assert f"{unfinished}: no epoch was finished and evaluated" in errors
+    assert "none: is not the work directory of a training" in errors
     assert not (tmp_path / "out.html").exists()
     others = tmp_path / "others"
     shutil.copytree(work_dirs[1], others)
@@ -156,5 +156,5 @@ def test_bad_work_dirs_are_named(work_dirs: list[Path], tool: Tool, tmp_path: Pa
     status, _, _ = tool(TOOL, work_dirs[0], others, "--out", tmp_path / "out.html")
     assert status == 0
     text = (tmp_path / "out.html").read_text()
-    assert "entry 0 is of image 99, which the annotations do not have" in text
+    assert "entry 0 names the image 99, which the annotations do not have" in text
     assert "interval over the images" not in text

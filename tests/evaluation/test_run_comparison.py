@@ -10,7 +10,7 @@ from made_up_coco import detections, made_up
 from places import CONFIGS, DEMO, Tool
 
 TOOL = "analysis_tools/run_comparison.py"
-COMPARED = [CONFIGS / "demo" / f"faster-rcnn_{arm}r18_fpn_bccd.py" for arm in ("", "sa-")]
+COMPARED = [CONFIGS / "demo" / f"faster-rcnn_{variant}r18_fpn_bccd.py" for variant in ("", "sa-")]
 
 
 class Runs:
@@ -61,7 +61,7 @@ def test_it_goes_on_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tm
     status, _, errors = tool(*arguments)
     assert status == 1
     assert f"{work / sa / 'seed0'}: " in errors
-    assert "call this again to go on" in errors
+    assert "run this again to continue" in errors
     assert runs.calls == [(t, c, "seed0") for c in (plain, sa) for t in ("train", "test")]
 
     runs.fails_at, runs.calls = None, []
@@ -72,10 +72,10 @@ def test_it_goes_on_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tm
     ]
     written = json.loads((work / "comparison.json").read_text())
     found = written["tasks"]["bbox"]
-    for arm in range(2):
-        points = [run["AP"] for run in found["runs"][arm]]
-        assert found["means"][arm]["AP"] == pytest.approx(sum(points) / 2)
-        assert found["deviations"][arm]["AP"] == pytest.approx(abs(points[0] - points[1]) / 2**0.5)
+    for variant in range(2):
+        points = [run["AP"] for run in found["runs"][variant]]
+        assert found["means"][variant]["AP"] == pytest.approx(sum(points) / 2)
+        assert found["deviations"][variant]["AP"] == pytest.approx(abs(points[0] - points[1]) / 2**0.5)
     row = found["differences"][0]["AP"]
     assert row["difference"] == pytest.approx(found["means"][1]["AP"] - found["means"][0]["AP"])
     assert 0 < row["low"] < row["difference"] < row["high"]
@@ -93,7 +93,7 @@ def test_what_cannot_be_compared_is_named(runs: Runs, tool: Tool, tmp_path: Path
     assert "the configs are tested on different annotations" in errors
     status, _, errors = tool(TOOL, COMPARED[0], COMPARED[0], "--work-dir", tmp_path / "work")
     assert status == 2
-    assert "named twice" in errors
+    assert "given twice" in errors
     assert runs.calls == []
 
 

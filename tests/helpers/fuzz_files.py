@@ -21,8 +21,8 @@ from fuzzing import main, with_figures
 from pycocotools import mask as coder
 from pycocotools.coco import COCO
 
-from sa_mmdet.coco_format import annotations as coco_files
-from sa_mmdet.evaluation import comparison, runs
+from sa_mmdet.coco_format import load_annotations, load_results, tasks_of
+from sa_mmdet.evaluation import evaluate, read_run
 
 _ODD: list[Any] = [
     None, True, -1, 0, 1, 3, 2.5, 10**9, 2**70, -1e300, float("nan"), float("inf"), "", "0", "a\x00b",
@@ -110,20 +110,20 @@ def fuzz(count: int, seed: int = 0) -> Counter:
         folder = Path(name)
         whole = folder / "whole.json"
         whole.write_text(json.dumps(annotations()))
-        coco = coco_files.load_annotations(whole)
+        coco = load_annotations(whole)
         found = results(coco)
         work_dir = folder / "run"
         (work_dir / "1" / "vis_data").mkdir(parents=True)
         path = folder / "file.json"
 
         def judge(truth: COCO, entries: list[dict[str, Any]]) -> None:
-            for task in coco_files.tasks_of(entries):
+            for task in tasks_of(entries):
                 if task == "bbox" or all(entry.get("segmentation") for entry in truth.anns.values()):
-                    comparison.evaluate(truth, entries, task)
+                    evaluate(truth, entries, task)
 
         def read_annotations() -> None:
             path.write_bytes(damaged(annotations(), rng))
-            truth = coco_files.load_annotations(path)
+            truth = load_annotations(path)
             judge(
                 truth,
                 [entry for entry in found if entry["image_id"] in truth.imgs and entry["category_id"] in truth.cats],
@@ -131,14 +131,14 @@ def fuzz(count: int, seed: int = 0) -> Counter:
 
         def read_results() -> None:
             path.write_bytes(damaged(found, rng))
-            judge(coco, coco_files.load_results(path, coco))
+            judge(coco, load_results(path, coco))
 
         def read_work_dir() -> None:
             config, scalars = work_dir / "1" / "vis_data" / "config.py", work_dir / "1" / "vis_data" / "scalars.json"
             config.write_text("\n".join(line for line in _CONFIG if rng.random() < 0.9))
             scalars.write_bytes(mutated(log().encode(), rng))
-            run = runs.read_run(work_dir)
-            _ = run.arm, run.annotations, run.on_coco, run.results("bbox")
+            run = read_run(work_dir)
+            _ = run.variant, run.annotations, run.on_coco, run.results("bbox")
 
         readers: list[Callable[[], None]] = [read_annotations, read_results, read_work_dir]
         for _ in range(count):

@@ -2,17 +2,12 @@ import builtins
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mmcv
-import mmdet
-import mmengine
 import numpy as np
 import pytest
 import torch
@@ -20,8 +15,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import load_checkpoint
 
-from sa_mmdet import compat
-from sa_mmdet.compat import checkpoints, strict_pickle
+from sa_mmdet.compat import load_tensors, mmengine_checkpoints, old_torch
 
 
 def saved(path: Path, content: object) -> Path:
@@ -32,16 +26,16 @@ def saved(path: Path, content: object) -> Path:
 @pytest.fixture(params=["PyTorch's strict loader", "the one for PyTorch before 2.6"])
 def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both strict ways of loading, whatever the PyTorch; the second loads on every one."""
-    if request.param.startswith("PyTorch") and not checkpoints._STRICT:
+    if request.param.startswith("PyTorch") and old_torch.LOADS_ANYTHING:
         pytest.skip("this PyTorch's cannot be told of names")
-    if checkpoints._STRICT and not request.param.startswith("PyTorch"):
-        monkeypatch.setattr(checkpoints, "_STRICT", False)
+    if not request.param.startswith("PyTorch") and not old_torch.LOADS_ANYTHING:
+        monkeypatch.setattr(old_torch, "LOADS_ANYTHING", True)
         monkeypatch.setattr(checkpoint, "torch", torch)
         monkeypatch.setattr(checkpoint, "load_url", checkpoint.load_url)
         monkeypatch.setattr(torch.serialization, "_weights_only_unpickler", None)
-        monkeypatch.setattr(strict_pickle, "_ADMITTED", {})
-        checkpoints.admit_mmengine_checkpoints()
-        checkpoints.refuse_code()
+        monkeypatch.setattr(old_torch, "ADMITTED", {})
+        mmengine_checkpoints.admit_training_history()
+        mmengine_checkpoints.load_strictly()
     return request.param
 
 
@@ -151,7 +145,7 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
 def test_opcodes_that_no_checkpoint_has(tmp_path: Path, opcodes: bytes) -> None:
     rewrite(saved(tmp_path / "evil.pth", {}), lambda pickled: b"\x80\x02" + opcodes + b".")
     with pytest.raises((pickle.UnpicklingError, AttributeError, TypeError)):
-        checkpoints.load_tensors(tmp_path / "evil.pth")
+        load_tensors(tmp_path / "evil.pth")
 
 
 @pytest.mark.usefixtures("loader")
@@ -177,7 +171,7 @@ def test_addresses_are_loaded_strictly(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_program_is_no_checkpoint(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "program.pth")
     with pytest.raises((pickle.UnpicklingError, RuntimeError), match=r"TorchScript|torch\.jit"):
-        checkpoints.load_tensors(tmp_path / "program.pth")
+        load_tensors(tmp_path / "program.pth")
 
 
 @pytest.mark.usefixtures("loader")
@@ -189,56 +183,20 @@ def test_statistics_of_a_file_do_not_reach_the_class(tmp_path: Path) -> None:
         return pickled.replace(b"\x04\x00\x00\x00mean", b"\x04\x00\x00\x00evil", 1)
 
     rewrite(tmp_path / "evil.pth", under_the_name_of_the_mean)
-    checkpoints.load_tensors(tmp_path / "evil.pth")
+    load_tensors(tmp_path / "evil.pth")
     assert "evil" not in HistoryBuffer._statistics_methods
 
 
 def test_nothing_that_reaches_further_is_admitted_as_itself(loader: str) -> None:
-    entries = torch.serialization.get_safe_globals() if checkpoints._STRICT else strict_pickle._ADMITTED.values()
+    entries = old_torch.ADMITTED.values() if old_torch.LOADS_ANYTHING else torch.serialization.get_safe_globals()
     admitted = {entry[0] if isinstance(entry, tuple) else entry for entry in entries}
     assert not admitted & {builtins.getattr, np.dtype, HistoryBuffer}
 
 
 def test_torchvision_names_need_no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(checkpoints, "load_from_http", lambda url, map_location: asked.append(url))
-    checkpoints._load_from_torchvision("torchvision://resnet50")
+    monkeypatch.setattr(mmengine_checkpoints, "load_from_http", lambda url, map_location: asked.append(url))
+    mmengine_checkpoints.load_from_torchvision("torchvision://resnet50")
     assert asked[0].endswith("resnet50-0676ba61.pth")
     with pytest.raises(ValueError, match="torchvision://resnet51"):
-        checkpoints._load_from_torchvision("torchvision://resnet51")
-
-
-def test_an_old_stack_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    compat.check_stack()
-    monkeypatch.setattr(mmdet, "__version__", "2.28.2")
-    with pytest.raises(ImportError, match=r"needs mmdet >= 3\.0, found 2\.28\.2"):
-        compat.check_stack()
-    monkeypatch.undo()
-    monkeypatch.setattr(mmcv, "__version__", "1.7.0")
-    with pytest.raises(ImportError, match=r"needs mmcv >= 2\.0, found 1\.7\.0"):
-        compat.check_stack()
-
-
-@pytest.mark.parametrize(
-    ("preparation", "message"),
-    [
-        ("sys.modules['mmcv._ext'] = None", "mmcv is installed without operators that fit PyTorch"),
-        ("sys.modules['mmdet'] = None", "needs mmdet >= 3.0, which is not installed"),
-        pytest.param(
-            "import mmcv; mmcv.__version__ = '2.3.6'",
-            "mmdet does not import: MMCV==2.3.6 is used but incompatible",
-            marks=pytest.mark.skipif(not hasattr(mmdet, "mmcv_maximum_version"), reason="the fork has no such gate"),
-        ),
-    ],
-)
-def test_importing_on_a_stack_that_cannot_work_says_why(preparation: str, message: str) -> None:
-    code = f"import sys; {preparation}; import sa_mmdet"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode
-    assert any(line.startswith("ImportError: ") and message in line for line in result.stderr.splitlines())
-
-
-def test_higher_versions_of_the_fork_are_not_shut_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (mmdet, mmcv, mmengine):
-        monkeypatch.setattr(module, "__version__", "9.9.9")
-    compat.check_stack()
+        mmengine_checkpoints.load_from_torchvision("torchvision://resnet51")
