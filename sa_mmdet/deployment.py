@@ -18,6 +18,7 @@ from sa_mmdet.atomic_write import atomic_write
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.backbones.baked import bake, baked_config
 from sa_mmdet.checkpoints import read, tensors_of
+from sa_mmdet.compat.quiet import quiet_exporter
 from sa_mmdet.messages import one_line
 
 
@@ -132,7 +133,7 @@ def export_onnx(model: FeatureExtractor, target: str | Path) -> list[str]:
         names = [f"feature{i}" for i in range(len(model(example)))]
         sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
         try:
-            with atomic_write(target) as temporary:
+            with atomic_write(target) as temporary, quiet_exporter():
                 torch.onnx.export(
                     model,
                     (example,),

@@ -16,9 +16,10 @@ from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
 from torch import nn
 
+from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.backbones import bake
 from sa_mmdet.backbones.baked import baked_config
-from sa_mmdet.deployment import export_onnx, largest_difference, load
+from sa_mmdet.deployment import FeatureExtractor, export_onnx, largest_difference, load
 
 onnx_needed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")) or needs.OLD,
@@ -119,6 +120,24 @@ def test_the_exported_network_computes_the_same(
     assert "BatchNormalization" not in operators
     assert ("Transpose" in operators) == ("--keep-shuffle" in options)  # a shuffle is one, with two reshapes
     assert len(onnx.load(target).graph.output) == (4 if options else 5)
+
+
+@onnx_needed
+@pytest.mark.filterwarnings("ignore")
+def test_the_export_does_not_change_the_model(tmp_path: Path) -> None:
+    cfg = dict(type="SAResNet", depth=18, groups=16, out_indices=(0,))
+    backbone: Any = MODELS.build(cfg)
+    model = FeatureExtractor(backbone)
+    before = {name: module.implementation for name, module in _attention(model)}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    export_onnx(model, tmp_path / "features.onnx")
+    assert set(before.values()) == {"auto"}
+    assert {name: module.implementation for name, module in _attention(model)} == before
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def _attention(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, ShuffleAttention)]
 
 
 @onnx_needed

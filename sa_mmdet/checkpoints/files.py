@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+from mmengine.runner import checkpoint
 from torch import Tensor
 
 from sa_mmdet.atomic_write import atomic_write
@@ -199,8 +199,8 @@ def digest(path: str | Path) -> str:
     return total.hexdigest()
 
 
-@CheckpointLoader.register_scheme(prefixes="", force=True)
-def load_local(filename: str, map_location: Any = None) -> Any:
+@checkpoint.CheckpointLoader.register_scheme(prefixes="", force=True)
+def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Load a local checkpoint for MMEngine, which cannot read safetensors files itself.
 
     Args:
@@ -208,7 +208,7 @@ def load_local(filename: str, map_location: Any = None) -> Any:
         map_location: The devices to load to; of a safetensors file a device or its name.
     """
     if not filename.endswith(".safetensors"):
-        return load_from_local(filename, map_location)
+        return checkpoint.load_from_local(filename, map_location)
     loaded = read(Path(filename).expanduser())
     if isinstance(map_location, str | torch.device):
         loaded["state_dict"] = {key: value.to(map_location) for key, value in loaded["state_dict"].items()}

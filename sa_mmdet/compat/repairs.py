@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from . import distributed, mmengine_checkpoints, old_torch
+from . import distributed, mmengine_checkpoints, old_torch, quiet
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,12 @@ ON_IMPORT = (
         "MMEngine binds each process to a GPU, and NCCL needs one",
         "every MMEngine so far; does nothing where there is a GPU",
         lambda: distributed.launch_on_cpus(lambda: apply(ON_CPU_LAUNCH)),
+    ),
+    Repair(
+        "pkg_resources' warning",
+        "MMEngine imports pkg_resources again for each config, which warns of its deprecation every time",
+        "MMEngine up to 0.10.7",
+        quiet.ignore_pkg_resources,
     ),
     *([_SYNC_BATCH_NORM] if old_torch.SYNC_BATCH_NORM_NEEDS_GPU else []),
 )

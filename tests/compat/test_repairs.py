@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import torch
+from places import CONFIGS
 
 from sa_mmdet import __version__
 from sa_mmdet.compat import Repair, active, apply
@@ -67,3 +68,11 @@ def test_the_package_describes_its_environment() -> None:
     assert any(line.startswith("  MMEngine's checkpoints load: torch.load refuses") for line in section)
     waiting = section[section.index("Repairs that wait for a launcher without a GPU") :]
     assert any(line.startswith("  DistributedDataParallel on CPUs") for line in waiting)
+
+
+def test_loading_configs_does_not_warn_of_pkg_resources() -> None:
+    config = CONFIGS / "faster_rcnn" / "faster-rcnn_sa-r50_fpn_1x_coco.py"
+    code = f"import sa_mmdet; from mmengine.config import Config; Config.fromfile({str(config)!r})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "pkg_resources" not in result.stderr
