@@ -1,4 +1,4 @@
-"""Data for the tests: made here, or real where an environment variable names it."""
+"""Data for the tests: made here, or real data sets that environment variables name."""
 
 import os
 import runpy
@@ -45,7 +45,10 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Runs a tool in this process, which saves it the imports: path below tools/, arguments; exit status and output."""
+    """Runs a tool in this process, without new imports.
+
+    Takes its path below tools/ and its arguments; returns the exit status, standard output and standard error.
+    """
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""Files that mean harm or are damaged: refused in a sentence, nothing executed, or read right."""
+"""Hostile and damaged files: refused in one sentence with nothing executed, or read correctly."""
 
 import functools
 import http.server
@@ -100,7 +100,7 @@ def test_code_in_a_checkpoint_is_not_run(
 
 
 def dataset(folder: Path, **changes: Any) -> Any:
-    """A data set of two pictures, with some of its annotations changed: {kind: (number, field, value)}."""
+    """A data set of two images, with some of its annotations changed: {kind: (number, field, value)}."""
     content: dict[str, Any] = dict(
         images=[dict(id=n, width=8, height=8, file_name=f"{n}.png") for n in (1, 2)],
         annotations=[dict(id=n, image_id=n, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0) for n in (1, 2)],
@@ -181,7 +181,7 @@ def test_masks_that_would_read_past_their_end_or_never_end(tmp_path: Path) -> No
 PIXELS = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 
 
-def picture(folder: Path, name: str) -> Path:
+def image_file(folder: Path, name: str) -> Path:
     path = folder / name
     if name == "16 bit.png":
         cv2.imwrite(str(path), PIXELS[..., ::-1].astype(np.uint16) * 257)
@@ -212,8 +212,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
 
 
 @pytest.mark.parametrize("name", ["plain.png", "16 bit.png", "alpha.png", "cmyk.jpg", "grey.png", "palette.png"])
-def test_unusual_pictures_are_read_right(network: Network, tmp_path: Path, name: str) -> None:
-    shown, _, inputs = network.read(picture(tmp_path, name))
+def test_unusual_images_are_read_correctly(network: Network, tmp_path: Path, name: str) -> None:
+    shown, _, inputs = network.read(image_file(tmp_path, name))
     assert inputs.isfinite().all()
     if name in ("plain.png", "16 bit.png", "alpha.png"):
         assert np.array_equal(shown, PIXELS[..., ::-1])
@@ -224,19 +224,19 @@ def test_unusual_pictures_are_read_right(network: Network, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "text.png", "empty.png", "line.png"])
-def test_what_is_no_usable_picture_is_named(network: Network, tmp_path: Path, name: str) -> None:
-    path = picture(tmp_path, name)
+def test_what_is_not_a_usable_image_is_named(network: Network, tmp_path: Path, name: str) -> None:
+    path = image_file(tmp_path, name)
     with pytest.raises(ValueError, match=rf"{name}: is not a readable image: ."):
         network.read(path)
 
 
 def test_one_pixel(network: Network, tmp_path: Path) -> None:
-    assert network.read(picture(tmp_path, "one pixel.png"))[2].shape[2:] == (128, 128)
+    assert network.read(image_file(tmp_path, "one pixel.png"))[2].shape[2:] == (128, 128)
 
 
 @pytest.mark.long
 def test_thirty_thousand_pixels_each_way(network: Network, tmp_path: Path) -> None:
-    assert network.read(picture(tmp_path, "30000 pixels.png"))[0].shape == (30_000, 30_000, 3)
+    assert network.read(image_file(tmp_path, "30000 pixels.png"))[0].shape == (30_000, 30_000, 3)
 
 
 def test_random_arguments_and_damaged_files() -> None:

@@ -107,11 +107,11 @@ def test_the_exported_network_computes_the_same(
     options: tuple[str, ...], detector: Path, tool: Tool, tmp_path: Path
 ) -> None:
     generator = np.random.default_rng(0)
-    pictures = [tmp_path / f"{i}.png" for i in range(2)]
-    for path, shape in zip(pictures, ((70, 90, 3), (128, 64, 3)), strict=True):
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, shape in zip(files, ((70, 90, 3), (128, 64, 3)), strict=True):
         cv2.imwrite(str(path), generator.integers(0, 255, shape, np.uint8))
     target = tmp_path / "features.onnx"
-    status, printed, _ = tool("deployment/export_onnx.py", DEMO, detector, target, "--check", *pictures, *options)
+    status, printed, _ = tool("deployment/export_onnx.py", DEMO, detector, target, "--check", *files, *options)
     assert status == 0
     assert "largest difference on 2 images" in printed
     import onnx
@@ -153,8 +153,8 @@ def test_baked_and_exported_agree_on_real_images(coco128: Path, tmp_path: Path) 
     preprocess: Any = MODELS.build(cfg.model.data_preprocessor)
     images = []
     for name in names[::32]:
-        picture = torch.from_numpy(cv2.imread(str(coco128 / "train2017" / name))).permute(2, 0, 1)
-        images.append(preprocess(dict(inputs=[picture], data_samples=None))["inputs"])
+        pixels = torch.from_numpy(cv2.imread(str(coco128 / "train2017" / name))).permute(2, 0, 1)
+        images.append(preprocess(dict(inputs=[pixels], data_samples=None))["inputs"])
     for image in images:
         with torch.no_grad():
             for one, other in zip(trained(image), baked(image), strict=True):

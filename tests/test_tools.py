@@ -39,6 +39,7 @@ def test_former_names_of_options_are_hidden_and_work(tool: Tool) -> None:
     for option in ("--variants", "--arms"):
         status, printed, _ = tool("analysis_tools/benchmark.py", *arguments, option, "published")
         assert status == 0
-        header, *rows = printed.strip().splitlines()[1:]
-        assert header.split()[:3] == ["variant", "|", "inference"]
+        modes, columns, *rows = printed.strip("\n").splitlines()[1:]
+        assert [mode.strip() for mode in modes.split("|")] == ["", "inference", "backward", "training"]
+        assert columns.split()[:5] == ["variant", "|", "fastest", "median", "time,"]
         assert [row.split()[0] for row in rows] == ["plain", "published"]

@@ -187,7 +187,7 @@ def _plugin_names(module: nn.Module) -> list[str]:
 
 @dataclasses.dataclass
 class _AttentionPosition:
-    """A place of attention: behind which convolution and norm of which block."""
+    """Where attention is: after which convolution and norm of which block."""
 
     prefix: str
     block: nn.Module

@@ -33,7 +33,7 @@ test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """Config and weights of each family, and a picture."""
+    """Config and weights of each family, and an image."""
     root = tmp_path_factory.mktemp("networks")
     retina = root / "retina.py"
     retina.write_text(RETINA)
@@ -44,16 +44,16 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
         model: Any = MODELS.build(Config.fromfile(config).model)
         torch.save(model.state_dict(), root / f"{name}.pth")
         found[name] = (config, root / f"{name}.pth")
-    picture = np.random.default_rng(0).integers(0, 255, (90, 150, 3), np.uint8)
-    cv2.imwrite(str(root / "picture.png"), cv2.GaussianBlur(picture, (0, 0), 5))
-    found["picture"] = (root / "picture.png", root / "picture.png")
+    photo = np.random.default_rng(0).integers(0, 255, (90, 150, 3), np.uint8)
+    cv2.imwrite(str(root / "photo.png"), cv2.GaussianBlur(photo, (0, 0), 5))
+    found["photo"] = (root / "photo.png", root / "photo.png")
     return found
 
 
 @pytest.mark.parametrize("family", ["mask", "faster", "retina"])
 def test_each_object_of_each_family_has_a_map(family: str, networks: dict[str, tuple[Path, Path]]) -> None:
-    picture, found = ActivationMaps(*networks[family])(networks["picture"][0], top=6, threshold=0)
-    assert picture.shape == (90, 150, 3)
+    photo, found = ActivationMaps(*networks[family])(networks["photo"][0], top=6, threshold=0)
+    assert photo.shape == (90, 150, 3)
     assert len(found) == 6
     assert found[0].score >= found[1].score >= found[5].score > 0
     for one in found:
@@ -69,10 +69,10 @@ def test_each_object_of_each_family_has_a_map(family: str, networks: dict[str, t
 @pytest.mark.parametrize("method", ["gradcam", "hirescam"])
 def test_the_map_is_the_gradient_times_the_activation(method: str, networks: dict[str, tuple[Path, Path]]) -> None:
     maps = ActivationMaps(*networks["faster"], layer="backbone.layer2.1", method=method)
-    _, found = maps(networks["picture"][0], top=1, threshold=0)
+    _, found = maps(networks["photo"][0], top=1, threshold=0)
     kept: dict[str, torch.Tensor] = {}
     handle = maps.layer.register_forward_hook(lambda module, inputs, output: kept.update(out=output))
-    _, sample, image = maps.network.read(networks["picture"][0])
+    _, sample, image = maps.network.read(networks["photo"][0])
     [result] = maps.network.model.predict(image, [sample])
     score = result.pred_instances.scores.max()
     handle.remove()
@@ -90,10 +90,10 @@ def test_the_map_is_the_gradient_times_the_activation(method: str, networks: dic
 def test_the_tool_draws_all_variants(
     option: str, networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    (folder / "good.png").write_bytes(networks["picture"][0].read_bytes())
-    (folder / "bad.jpg").write_bytes(b"no picture")
+    (folder / "good.png").write_bytes(networks["photo"][0].read_bytes())
+    (folder / "bad.jpg").write_bytes(b"no image")
     options = [option, "RetinaNet", *networks["retina"], "--threshold", 0, "--top", 2, "--out-dir", tmp_path / "out"]
     status, printed, errors = tool("analysis_tools/visualize_cam.py", *networks["mask"], folder, *options)
     assert status == 1
@@ -114,22 +114,22 @@ def test_a_classifiers_sure_class_still_has_a_gradient() -> None:
         assert gradient[0, 0] == expected
 
 
-def test_pictures_of_one_name_have_sheets_of_their_own() -> None:
+def test_images_of_one_name_have_sheets_of_their_own() -> None:
     names = output_names(["a/1.png", "b/1.png", "b/2.png", "c/b/2.png", "c/3.jpg"])
     assert names == ["a_1", "b_1", "2_b_2", "3_b_2", "3"]
 
 
 def test_bad_requests_are_named(networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path) -> None:
-    picture = networks["picture"][0]
+    photo = networks["photo"][0]
     for arguments, message in (
         ((*networks["mask"], tmp_path / "none.png"), "none.png: no such file"),
         ((*networks["mask"], tmp_path), "has no images in it"),
         (
-            (*networks["mask"], picture, "--layer", "backbone.layer9"),
+            (*networks["mask"], photo, "--layer", "backbone.layer9"),
             "no layer 'backbone.layer9'; near it are",
         ),
-        ((networks["mask"][0], networks["retina"][1], picture), "does not fit"),
-        ((networks["mask"][0], picture, picture), "is not a file of weights"),
+        ((networks["mask"][0], networks["retina"][1], photo), "does not fit"),
+        ((networks["mask"][0], photo, photo), "is not a file of weights"),
     ):
         status, _, errors = tool("analysis_tools/visualize_cam.py", *arguments)
         assert status == 1

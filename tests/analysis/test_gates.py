@@ -19,7 +19,7 @@ from sa_mmdet.attention import ShuffleAttention
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Weights and a picture."""
+    """Weights and an image."""
     root = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
     model: Any = MODELS.build(Config.fromfile(DEMO).model)
@@ -27,8 +27,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         if ".sa." in name:
             torch.nn.init.normal_(parameter)
     torch.save(model.state_dict(), root / "weights.pth")
-    cv2.imwrite(str(root / "picture.png"), np.random.default_rng(0).integers(0, 255, (90, 150, 3), np.uint8))
-    return root / "weights.pth", root / "picture.png"
+    cv2.imwrite(str(root / "photo.png"), np.random.default_rng(0).integers(0, 255, (90, 150, 3), np.uint8))
+    return root / "weights.pth", root / "photo.png"
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -98,12 +98,12 @@ def test_the_tool_writes_plots_and_tables(made: tuple[Path, Path], tool: Tool, t
     assert "1 images in" in printed
     assert f"skipped {bad}: is not a readable image" in errors
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [f"picture_{n}" for n in ("channel.png", "gates.csv", "groups.csv", "groups.png", "spatial.png")]
-    with (tmp_path / "out" / "picture_gates.csv").open() as file:
+    assert names == [f"photo_{n}" for n in ("channel.png", "gates.csv", "groups.csv", "groups.png", "spatial.png")]
+    with (tmp_path / "out" / "photo_gates.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8 * 2 * 16
     assert all(0 <= float(r["minimum"]) <= float(r["mean"]) <= float(r["maximum"]) <= 1 for r in rows)
-    with (tmp_path / "out" / "picture_groups.csv").open() as file:
+    with (tmp_path / "out" / "photo_groups.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * 16
 
 

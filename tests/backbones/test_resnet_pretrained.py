@@ -113,7 +113,11 @@ def as_data_parallel(state: dict[str, Tensor]) -> dict:
     return dict(model={f"module.{k}": v for k, v in state.items()})
 
 
-@pytest.mark.parametrize("naming", [as_detector, as_classifier, as_torchvision, as_data_parallel])
+def as_pretrained_models(state: dict[str, Tensor]) -> dict:
+    return state | {"last_linear.weight": torch.zeros(1), "last_linear.bias": torch.zeros(1)}
+
+
+@pytest.mark.parametrize("naming", [as_detector, as_classifier, as_torchvision, as_data_parallel, as_pretrained_models])
 def test_namings(tmp_path: Path, naming: Callable[[dict], dict]) -> None:
     plain = randomised(ResNet(18))
     torch.save(naming(plain.state_dict()), tmp_path / "plain.pth")
@@ -218,7 +222,7 @@ def test_attention_that_cannot_be_undone_is_refused(tmp_path: Path) -> None:
         load(model)
 
 
-def test_attention_behind_stages_has_no_exact_start(tmp_path: Path) -> None:
+def test_attention_after_stages_has_no_exact_start(tmp_path: Path) -> None:
     torch.save(ResNet(18).state_dict(), tmp_path / "plain.pth")
     cfg = dict(type="AttentionResNet", depth=18, stage_attention=dict(type="BAM"))
     init_cfg = dict(type="ResNetPretrained", checkpoint=str(tmp_path / "plain.pth"))

@@ -12,9 +12,9 @@ def test_annotations_hold_what_is_seen(shapes: Path) -> None:
     coco = COCO(str(shapes / "annotations" / "instances_train.json"))
     assert len(coco.getImgIds()) == 16
     for image in coco.loadImgs(coco.getImgIds()):
-        picture = cv2.imread(str(shapes / "images" / image["file_name"]))
-        assert picture is not None
-        assert picture.shape == (image["height"], image["width"], 3)
+        pixels = cv2.imread(str(shapes / "images" / image["file_name"]))
+        assert pixels is not None
+        assert pixels.shape == (image["height"], image["width"], 3)
         masks = [coco.annToMask(a) for a in coco.loadAnns(coco.getAnnIds(image["id"]))]
         assert not masks or np.sum(masks, axis=0).max() == 1  # hidden parts belong to the object in front
     for annotation in coco.loadAnns(coco.getAnnIds()):

@@ -26,8 +26,8 @@ def build(path: Path) -> Any:
 def test_config_builds(path: Path) -> None:
     model = build(path)
     found = {make_tables.ATTENTION[m._abbr_] for m in model.modules() if isinstance(m, Attention)}
-    arm = path.stem.split("_")[1].rpartition("-")[0]
-    assert found == ({make_tables.ATTENTION[arm]} if arm else set())
+    variant = path.stem.split("_")[1].rpartition("-")[0]
+    assert found == ({make_tables.ATTENTION[variant]} if variant else set())
 
 
 @pytest.mark.parametrize("path", CLASSIFIERS, ids=lambda path: path.stem)
@@ -42,8 +42,8 @@ def test_classifier_builds_and_learns_in_every_parameter(
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         model: Any = ROOT_MODELS.build({**cfg.model, "_scope_": "mmpretrain"})
     found = {make_tables.ATTENTION[m._abbr_] for m in model.modules() if isinstance(m, Attention)}
-    arm = path.stem.split("_")[0].rpartition("-r")[0].split("-")[0]
-    assert found == ({make_tables.ATTENTION[arm]} if arm else set())
+    variant = path.stem.split("_")[0].rpartition("-r")[0].split("-")[0]
+    assert found == ({make_tables.ATTENTION[variant]} if variant else set())
     model.train()
     classes = cfg.model.head.num_classes
     assert classes == (3 if path.stem == "sa-r18_folder" else 1000)

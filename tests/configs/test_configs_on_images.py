@@ -52,12 +52,12 @@ def batch(root: Path, with_mask: bool) -> Any:
 
 
 def test_the_grid_is_complete_and_minimal() -> None:
-    arms = [arm and f"{arm}-" for arm in make_tables.ATTENTION]
+    variants = [variant and f"{variant}-" for variant in make_tables.ATTENTION]
     detectors = {"faster_rcnn": "faster-rcnn", "mask_rcnn": "mask-rcnn", "retinanet": "retinanet"}
     wanted = {
-        f"{folder}/{stem}_{arm}r{depth}_fpn_1x_coco.py"
+        f"{folder}/{stem}_{variant}r{depth}_fpn_1x_coco.py"
         for folder, stem in detectors.items()
-        for arm in arms
+        for variant in variants
         for depth in (50, 101)
     }
     assert {f"{path.parent.name}/{path.name}" for path in COCO} == wanted

@@ -1,4 +1,4 @@
-"""The page holds what the runs reached, and a browser shows it without a complaint."""
+"""The page holds what the runs reached, and a browser shows it without an error."""
 
 import json
 import re
@@ -36,9 +36,9 @@ def work_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("report")
     truth = made_up(20)
     (root / "val2017").mkdir()
-    picture = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     for image in truth["images"]:
-        cv2.imwrite(str(root / "val2017" / image["file_name"]), picture)
+        cv2.imwrite(str(root / "val2017" / image["file_name"]), pixels)
     (root / "instances_val2017.json").write_text(json.dumps(truth))
     folders = []
     for variant, noise in (("", 0.1), ("sa-", 0.02)):
@@ -82,8 +82,8 @@ def test_a_resumed_run_is_one_run(work_dirs: list[Path]) -> None:
 
 def test_the_page_says_what_was_reached(work_dirs: list[Path], page: Path, tool: Tool) -> None:
     speed = page.parent / "speed.json"
-    figures = dict(ratio_paired=1.25, min_ms=321.0)
-    results = dict(plain=dict(inference=figures, training=figures, memory=dict(ratio=1.0)))
+    measured = dict(ratio_paired=1.25, min_ms=321.0)
+    results = dict(plain=dict(inference=measured, training=measured, memory=dict(ratio=1.0)))
     header = dict(machine="a machine", threads=2, torch="2.13.0")
     speed.write_text(json.dumps(dict(header, runs=[dict(shape=[480, 640], batch=1, results=results)])))
     missing = page.parent / "none"
@@ -110,7 +110,7 @@ def test_the_page_says_what_was_reached(work_dirs: list[Path], page: Path, tool:
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 def test_a_browser_shows_it_without_a_complaint(work_dirs: list[Path], page: Path, tool: Tool) -> None:
     assert tool(TOOL, *work_dirs, "--out", page, "--resamples", 10, "--pictures", 1)[0] == 0
-    # Sort by a column and open a picture, then leave word in the title.
+    # Sort by a column and open an image, then report in the title.
     script = """
     <script>
     document.querySelectorAll("th button")[8].click();

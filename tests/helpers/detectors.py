@@ -1,4 +1,4 @@
-"""A detector of a user's own on real images, small enough for tests."""
+"""A user's own detector on real images, small enough for tests."""
 
 from pathlib import Path
 

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from fuzzing import main, with_figures
+from fuzzing import main, with_costs
 from mmdet.registry import MODELS
 
 import sa_mmdet  # noqa: F401  (registers them)
@@ -62,7 +62,7 @@ def backbone(rng: random.Random) -> tuple[dict[str, Any], bool]:
 
 
 def fuzz(count: int, seed: int = 0) -> Counter:
-    """Build from ``count`` random arguments; how often each answer came. Anything but a sentence is a failure."""
+    """Build from ``count`` random arguments and count the answers. Anything but one sentence is a failure."""
     rng, answers, slowest = random.Random(seed), Counter[str](), 0.0
     for _ in range(count):
         cfg, is_layer = layer(rng) if rng.random() < 0.9 else backbone(rng)
@@ -83,7 +83,7 @@ def fuzz(count: int, seed: int = 0) -> Counter:
             print(cfg, file=sys.stderr)
             raise
         slowest = max(slowest, time.monotonic() - begin)
-    return with_figures(answers, slowest)
+    return with_costs(answers, slowest)
 
 
 if __name__ == "__main__":

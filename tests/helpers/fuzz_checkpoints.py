@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from fuzzing import main, with_figures
+from fuzzing import main, with_costs
 from safetensors.torch import save
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def mutated(source: bytes, rng: random.Random) -> bytes:
 
 
 def fuzz(count: int, seed: int = 0) -> Counter:
-    """Convert ``count`` mutated files; how often each kind of answer came. Anything but ValueError is a failure."""
+    """Convert ``count`` mutated files and count the answers by kind. Anything but ValueError is a failure."""
     rng, answers, slowest = random.Random(seed), Counter[str](), 0.0
     sources = originals()
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def fuzz(count: int, seed: int = 0) -> Counter:
                 raise
             slowest = max(slowest, time.monotonic() - begin)
             path.unlink()
-    return with_figures(answers, slowest)
+    return with_costs(answers, slowest)
 
 
 if __name__ == "__main__":

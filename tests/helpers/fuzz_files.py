@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz_checkpoints import mutated
-from fuzzing import main, with_figures
+from fuzzing import main, with_costs
 from pycocotools import mask as coder
 from pycocotools.coco import COCO
 
@@ -104,7 +104,7 @@ def damaged(content: Any, rng: random.Random) -> bytes:
 
 
 def fuzz(count: int, seed: int = 0) -> Counter:
-    """Read ``count`` damaged files; how often each answer came. Anything but ValueError is a failure, or a hang."""
+    """Read ``count`` damaged files and count the answers. A hang, and anything but ValueError, is a failure."""
     rng, answers, slowest = random.Random(seed), Counter[str](), 0.0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -158,7 +158,7 @@ def fuzz(count: int, seed: int = 0) -> Counter:
             finally:
                 signal.alarm(0)
             slowest = max(slowest, time.monotonic() - begin)
-    return with_figures(answers, slowest)
+    return with_costs(answers, slowest)
 
 
 if __name__ == "__main__":

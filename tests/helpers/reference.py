@@ -1,4 +1,4 @@
-"""The yardsticks: each attention module from its paper's formulas, sharing no code with ours.
+"""References: each attention module from its paper's formulas, sharing no code with the package.
 
 A function takes x (N x C x H x W), the parameters under the released weights' names, and the module's options.
 """

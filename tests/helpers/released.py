@@ -1,6 +1,6 @@
-"""Released weights as their authors name them, made up, and what the networks behind them compute.
+"""Made-up weights under the names that the modules' authors use, and what their networks compute.
 
-Written from the modules' definitions with PyTorch's functions alone: nothing of MMDetection's and of ours is in it.
+Written from the modules' definitions with PyTorch's functions alone; shares no code with MMDetection or the package.
 """
 
 import torch

@@ -17,27 +17,24 @@ WIDTH = 18  # characters of a variant's name
 
 
 def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
-    print(
-        f"\n{shape[0]} x {shape[1]}, batch {batch}: ratio to plain of the fastest turns, median of the ratios by turn"
-    )
+    print(f"\n{shape[0]} x {shape[1]}, batch {batch}: ratios to plain, of the fastest turns and median of all turns")
     modes = [mode for mode in ("inference", "backward", "training") if mode in results[PLAIN]]
     shares = [mode for mode in modes if "share_of_copy" in results[PLAIN][mode]]
-    columns = []
-    for mode in modes:
-        columns.append(f"{mode:>9} {'fastest':>8} {'median':>6} {'time, ms':>10}")
-        columns[-1] += f" {'of copy':>7}" if mode in shares else ""
+    columns = dict.fromkeys(modes, f"{'fastest':>7} {'median':>7} {'time, ms':>9}")
+    columns |= {mode: f"{columns[mode]} {'of copy':>7}" for mode in shares}
     if "memory" in results[PLAIN]:
-        columns.append(f"{'memory':>6} {'ratio':>6} {'peak, MiB':>9}")
-    print(" | ".join([f"{'variant':{WIDTH}}", *columns]))
+        columns["memory"] = f"{'ratio':>7} {'peak, MiB':>9}"
+    print(" | ".join([" " * WIDTH, *(f"{name:{len(text)}}" for name, text in columns.items())]))
+    print(" | ".join([f"{'variant':{WIDTH}}", *columns.values()]))
     for variant, found in results.items():
         cells = []
         for mode in modes:
             measured = found[mode]
-            ratios = f"{measured['ratio_min']:8.3f} {measured['ratio_paired']:6.3f}"
-            cells.append(f"{'':9} {ratios} {measured['min_ms']:10.2f}")
+            ratios = f"{measured['ratio_min']:7.3f} {measured['ratio_paired']:7.3f}"
+            cells.append(f"{ratios} {measured['min_ms']:9.2f}")
             cells[-1] += f" {measured['share_of_copy']:7.0%}" if mode in shares else ""
         if "memory" in found:
-            cells.append(f"{'':6} {found['memory']['ratio']:6.3f} {found['memory']['peak_mib']:9.1f}")
+            cells.append(f"{found['memory']['ratio']:7.3f} {found['memory']['peak_mib']:9.1f}")
         print(" | ".join([f"{variant:{WIDTH}}", *cells]), flush=True)
 
 
