@@ -25,6 +25,7 @@ LAYERS = [
     "evaluation",
     "deployment",
     "mmdet_tools",
+    "tool_options",
     "environment",
     "__init__",
     "__main__",

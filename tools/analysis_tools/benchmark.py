@@ -12,6 +12,7 @@ from sa_mmdet.analysis.benchmark import benchmark
 from sa_mmdet.analysis.benchmark_plot import plot_ratios
 from sa_mmdet.analysis.benchmark_steps import LEVELS, PLAIN, VARIANTS
 from sa_mmdet.atomic_write import atomic_write_text
+from sa_mmdet.tool_options import add_device
 
 WIDTH = 18  # characters of a variant's name
 
@@ -60,11 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--arms", dest="variants", nargs="+", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=10, help="turns of each variant (default: %(default)s)")
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="a device of PyTorch (default: cuda if there is one, else cpu)",
-    )
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu", "cuda if there is one, else cpu")
     parser.add_argument(
         "--dtype",
         default="float32",

@@ -12,6 +12,7 @@ from typing import Any
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.evaluation import METRICS, TASKS, Comparison, common_tasks, compare
 from sa_mmdet.evaluation.figures import plot_intervals
+from sa_mmdet.tool_options import add_level, add_resamples
 
 COLUMN = 8  # characters
 
@@ -28,12 +29,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("annotations", help="COCO annotations of the images")
     parser.add_argument("results", nargs="+", help="COCO result files; the others are compared with the first")
     parser.add_argument("--names", nargs="+", help="names of the result files (default: the files' own names)")
-    parser.add_argument(
-        "--resamples", type=int, default=1000, help="how many times the images are drawn anew (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--level", type=float, default=0.95, help="confidence level of the intervals, 0 to 1 (default: %(default)s)"
-    )
+    add_resamples(parser)
+    add_level(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
     parser.add_argument("--json", help="file for all metrics and intervals (default: none)")
     parser.add_argument("--png", help="file for a plot of the intervals (default: none)")

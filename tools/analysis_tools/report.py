@@ -13,6 +13,7 @@ from pathlib import Path
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.evaluation import Run, read_run
 from sa_mmdet.evaluation.report import build_report
+from sa_mmdet.tool_options import add_resamples
 
 
 def parse() -> argparse.Namespace:
@@ -22,12 +23,7 @@ def parse() -> argparse.Namespace:
         "--out", type=Path, default=Path("report.html"), help="the page to write (default: %(default)s)"
     )
     parser.add_argument("--speed", help="JSON file that benchmark.py wrote with --json (default: none)")
-    parser.add_argument(
-        "--resamples",
-        type=int,
-        default=1000,
-        help="how many times the bootstrap draws the images anew (default: %(default)s)",
-    )
+    add_resamples(parser)
     parser.add_argument(
         "--pictures", type=int, default=6, metavar="IMAGES", help="number of images to show (default: %(default)s)"
     )

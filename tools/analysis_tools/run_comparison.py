@@ -15,6 +15,7 @@ from mmengine.config import Config
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.evaluation import METRICS, TASKS, Comparison, compare
 from sa_mmdet.evaluation.trainings import train_and_test
+from sa_mmdet.tool_options import add_level, add_resamples
 
 
 def print_table(found: Comparison, seeds: int) -> None:
@@ -52,15 +53,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run per config and seed (default: 0 1 2)"
     )
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for all runs (required)")
-    parser.add_argument(
-        "--resamples",
-        type=int,
-        default=1000,
-        help="how many times the bootstrap draws the images anew (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--level", type=float, default=0.95, help="confidence level of the intervals, 0 to 1 (default: %(default)s)"
-    )
+    add_resamples(parser)
+    add_level(parser)
     parser.add_argument(
         "--cfg-options",
         nargs="+",

@@ -22,6 +22,7 @@ from sa_mmdet.analysis.gate_figures import (
 )
 from sa_mmdet.analysis.gates import attention_layers, gates_of, group_scores
 from sa_mmdet.analysis.network import Network, output_names
+from sa_mmdet.tool_options import add_device
 
 
 def analyse_groups(network: Network, sample: Any, inputs: Any, layer: str, target: str) -> None:
@@ -59,7 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--out-dir", type=Path, default=Path("attention"), help="folder for the output (default: %(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="a device of PyTorch (default: %(default)s)")
+    add_device(parser)
     return parser.parse_args()
 
 

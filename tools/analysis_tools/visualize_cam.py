@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sa_mmdet.analysis.activation_maps import METHODS, ActivationMaps, Found, draw_sheet
 from sa_mmdet.analysis.network import output_names
+from sa_mmdet.tool_options import add_device
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -54,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--out-dir", type=Path, default=Path("cam"), help="folder for the sheets (default: %(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="a device of PyTorch (default: %(default)s)")
+    add_device(parser)
     arguments = parser.parse_args()
     if arguments.top < 1:
         parser.error(f"--top {arguments.top} must be 1 or more")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sa_mmdet.analysis.benchmark import benchmark
+from sa_mmdet.tool_options import add_device
 
 
 class Target(NamedTuple):
@@ -53,11 +54,7 @@ def measure(level: str, shape: tuple[int, int], batch: int, repeats: int, device
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="a device of PyTorch (default: cuda if there is one, else cpu)",
-    )
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu", "cuda if there is one, else cpu")
     parser.add_argument(
         "--shape",
         nargs=2,
