@@ -50,7 +50,7 @@ def test_the_tool_writes_json_and_a_plot(tool: Tool, tmp_path: Path, monkeypatch
     arguments += ["--device", "cpu", "--no-memory", "--json", "out.json", "--png", "out.png"]
     status, printed, _ = tool("analysis_tools/benchmark.py", *arguments)
     assert status == 0
-    assert "64 x 96, batch 1: ratio to plain" in printed
+    assert "64 x 96, batch 1: ratios to plain" in printed
     written = json.loads((tmp_path / "out.json").read_text())
     assert [run["shape"] for run in written["runs"]] == [[64, 64], [64, 96]]
     assert written["runs"][0]["results"]["fused"]["training"]["ratio_min"] > 0
