@@ -97,7 +97,7 @@ def test_bad_input_is_one_sentence(tool: Tool, tmp_path: Path) -> None:
     for arguments, message in (
         ([tmp_path / "absent.py"], "absent.py"),
         ([empty], "has no model"),
-        ([good, "--shape", 8, 8], "shape 8 x 8 is smaller than a stride"),
+        ([good, "--shape", 8, 8], "shape 8 x 8 is smaller than the backbone's stride"),
         ([good, "--shape", 8, 8, 8], "--shape takes one or two numbers, got 3"),
     ):
         status, _, error = tool(TOOL, *arguments)
