@@ -19,7 +19,7 @@ setup(
     package_data={
         "sa_mmdet": [
             "py.typed",
-            "analysis/templates/*.html",
+            "evaluation/templates/*.html",
             ".mim/model-index.yml",
             ".mim/configs/**/*.py",
             ".mim/configs/**/*.yml",

@@ -1,12 +1,12 @@
-"""Attention backbones for MMDetection. Importing the package registers them and repairs the stack below."""
+"""Attention backbones for MMDetection. Importing the package registers them and repairs the packages that it uses."""
 
 from . import compat
 
 compat.check_stack()
-compat.apply()
+compat.apply(compat.ON_IMPORT)
 
-from . import attention, backbones, engine, ops  # noqa: E402  (the checks above explain what these imports would die of)
+from . import attention, backbones, checkpoints, engine, ops  # noqa: E402  (the check above explains why these fail)
 from .backbones import obstacles_to_fusion  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ["__version__", "attention", "backbones", "engine", "obstacles_to_fusion", "ops"]
+__all__ = ["__version__", "attention", "backbones", "checkpoints", "engine", "obstacles_to_fusion", "ops"]

@@ -1,21 +1,15 @@
-"""Data for the tests: made here, or real where an environment variable names it."""
+"""Data for the tests: made here, or real data sets that environment variables name."""
 
-import importlib.metadata
 import os
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from places import REPOSITORY, Tool
 
-from sa_mmdet.datasets import make_shapes
-
-Tool = Callable[..., tuple[int, str, str]]
-# MMDetection's name for pip and mim: the maintained fork has another for the same package.
-MMDETECTION = importlib.metadata.packages_distributions()["mmdet"][0]
-REPOSITORY = Path(__file__).resolve().parent.parent
+from sa_mmdet.coco_format import make_shapes
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +45,10 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Runs a tool in this process, which saves it the imports: path below tools/, arguments; exit status and output."""
+    """Runs a tool in this process, without new imports.
+
+    Takes its path below tools/ and its arguments; returns the exit status, standard output and standard error.
+    """
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])

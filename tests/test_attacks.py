@@ -1,4 +1,4 @@
-"""Files that mean harm or are damaged: refused in a sentence, nothing executed, or read right."""
+"""Hostile and damaged files: refused in one sentence with nothing executed, or read correctly."""
 
 import functools
 import http.server
@@ -14,17 +14,17 @@ import fuzz_files
 import numpy as np
 import pytest
 import torch
-from conftest import Tool
 from detectors import user_config
 from mmdet.apis import DetInferencer, init_detector
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
+from places import Tool
 
 from sa_mmdet.analysis.network import Network
-from sa_mmdet.datasets import coco_files
-from sa_mmdet.engine import check_dataset
+from sa_mmdet.coco_format import load_annotations, load_results
+from sa_mmdet.engine.check_dataset import check_dataset
 
 
 class Harm:
@@ -100,7 +100,7 @@ def test_code_in_a_checkpoint_is_not_run(
 
 
 def dataset(folder: Path, **changes: Any) -> Any:
-    """A data set of two pictures, with some of its annotations changed: {kind: (number, field, value)}."""
+    """A data set of two images, with some of its annotations changed: {kind: (number, field, value)}."""
     content: dict[str, Any] = dict(
         images=[dict(id=n, width=8, height=8, file_name=f"{n}.png") for n in (1, 2)],
         annotations=[dict(id=n, image_id=n, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0) for n in (1, 2)],
@@ -126,22 +126,22 @@ def dataset(folder: Path, **changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("kind", "change", "sentence"),
     [
-        ("images", (1, "id", 1), "images: id 1 stands twice"),
+        ("images", (1, "id", 1), "images: the id 1 is used twice"),
         (
             "images",
             (0, "file_name", "../../1.png"),
-            r"image 1 has file_name=.* leaves the image folder",
+            r"image 1 has file_name=.* not a name inside the image folder",
         ),
-        ("images", (0, "width", 10**9), "image 1 has width=1000000000: give pixels, 1 to 100000"),
+        ("images", (0, "width", 10**9), "image 1 has width=1000000000: give pixels from 1 to 100000"),
         ("images", (0, "height", -5), "image 1 has height=-5: give pixels"),
-        ("annotations", (0, "bbox", [1, 1, float("inf"), 4]), r"annotation 1 has a box or an area that is no number"),
-        ("annotations", (0, "bbox", [1, 1, float("nan"), 4]), r"annotation 1 has a box or an area that is no number"),
+        ("annotations", (0, "bbox", [1, 1, float("inf"), 4]), r"annotation 1 has an invalid box or area"),
+        ("annotations", (0, "bbox", [1, 1, float("nan"), 4]), r"annotation 1 has an invalid box or area"),
     ],
 )
 def test_annotations_that_are_wrong(tmp_path: Path, kind: str, change: Any, sentence: str) -> None:
-    check_dataset._check(dataset(tmp_path))
+    check_dataset(dataset(tmp_path))
     with pytest.raises(ValueError, match=rf"a\.json: {sentence}"):
-        check_dataset._check(dataset(tmp_path, **{kind: change}))
+        check_dataset(dataset(tmp_path, **{kind: change}))
 
 
 def test_annotations_of_one_id_are_refused_by_mmdetection(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_annotations_of_one_id_are_refused_by_mmdetection(tmp_path: Path) -> Non
 
 def test_objects_of_an_unknown_category_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(check_dataset, "print_log", lambda message, **options: said.append(message))
-    check_dataset._check(dataset(tmp_path, annotations=(0, "category_id", 77)))
+    monkeypatch.setattr("sa_mmdet.engine.check_dataset.print_log", lambda message, **options: said.append(message))
+    check_dataset(dataset(tmp_path, annotations=(0, "category_id", 77)))
     [message] = said
-    assert "a.json: 1 objects are of categories that the file does not have" in message
+    assert "a.json: 1 objects have categories that the file does not list" in message
 
 
 def test_panoptic_annotations_have_another_form(tmp_path: Path) -> None:
@@ -165,23 +165,23 @@ def test_panoptic_annotations_have_another_form(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(content))
     options = dict(data_root=str(tmp_path), ann_file="a.json", data_prefix=dict(img="", ann="", seg=""), pipeline=[])
     classes = dict(classes=("thing",), thing_classes=("thing",), stuff_classes=())
-    check_dataset._check(DATASETS.build(dict(type="CocoPanopticDataset", metainfo=classes, test_mode=True, **options)))
+    check_dataset(DATASETS.build(dict(type="CocoPanopticDataset", metainfo=classes, test_mode=True, **options)))
 
 
 def test_masks_that_would_read_past_their_end_or_never_end(tmp_path: Path) -> None:
     dataset(tmp_path)
-    coco = coco_files.load_annotations(tmp_path / "a.json")
+    coco = load_annotations(tmp_path / "a.json")
     for counts in ("P", "0P", "ZZ", "04", "\x00", "é"):  # more is announced, another size, no code
         entry = dict(image_id=1, category_id=1, score=0.5, segmentation=dict(size=[8, 8], counts=counts))
         (tmp_path / "r.json").write_text(json.dumps([entry]))
-        with pytest.raises(ValueError, match="no compressed run-length code of size"):
-            coco_files.load_results(tmp_path / "r.json", coco)
+        with pytest.raises(ValueError, match="not a compressed run-length code of the image's size"):
+            load_results(tmp_path / "r.json", coco)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 
 
-def picture(folder: Path, name: str) -> Path:
+def image_file(folder: Path, name: str) -> Path:
     path = folder / name
     if name == "16 bit.png":
         cv2.imwrite(str(path), PIXELS[..., ::-1].astype(np.uint16) * 257)
@@ -212,8 +212,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
 
 
 @pytest.mark.parametrize("name", ["plain.png", "16 bit.png", "alpha.png", "cmyk.jpg", "grey.png", "palette.png"])
-def test_unusual_pictures_are_read_right(network: Network, tmp_path: Path, name: str) -> None:
-    shown, _, inputs = network.read(picture(tmp_path, name))
+def test_unusual_images_are_read_correctly(network: Network, tmp_path: Path, name: str) -> None:
+    shown, _, inputs = network.read(image_file(tmp_path, name))
     assert inputs.isfinite().all()
     if name in ("plain.png", "16 bit.png", "alpha.png"):
         assert np.array_equal(shown, PIXELS[..., ::-1])
@@ -224,23 +224,23 @@ def test_unusual_pictures_are_read_right(network: Network, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "text.png", "empty.png", "line.png"])
-def test_what_is_no_usable_picture_is_named(network: Network, tmp_path: Path, name: str) -> None:
-    path = picture(tmp_path, name)
-    with pytest.raises(ValueError, match=rf"{name}: no picture: ."):
+def test_what_is_not_a_usable_image_is_named(network: Network, tmp_path: Path, name: str) -> None:
+    path = image_file(tmp_path, name)
+    with pytest.raises(ValueError, match=rf"{name}: is not a readable image: ."):
         network.read(path)
 
 
 def test_one_pixel(network: Network, tmp_path: Path) -> None:
-    assert network.read(picture(tmp_path, "one pixel.png"))[2].shape[2:] == (128, 128)
+    assert network.read(image_file(tmp_path, "one pixel.png"))[2].shape[2:] == (128, 128)
 
 
 @pytest.mark.long
 def test_thirty_thousand_pixels_each_way(network: Network, tmp_path: Path) -> None:
-    assert network.read(picture(tmp_path, "30000 pixels.png"))[0].shape == (30_000, 30_000, 3)
+    assert network.read(image_file(tmp_path, "30000 pixels.png"))[0].shape == (30_000, 30_000, 3)
 
 
 def test_random_arguments_and_damaged_files() -> None:
-    # More of them: python tests/fuzz_arguments.py 10000, and fuzz_files.py.
+    # More of them: python tests/helpers/fuzz_arguments.py 10000, and fuzz_files.py.
     assert fuzz_arguments.fuzz(1500)["built"] > 100
     answers = fuzz_files.fuzz(300)
     assert all(answers[f"read_{what}: read"] > 0 for what in ("annotations", "results", "work_dir"))

@@ -10,18 +10,17 @@ import needs
 import numpy as np
 import pytest
 import torch
-from conftest import Tool
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from places import CONFIGS, DEMO, Tool
 from torch import nn
 
+from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.backbones import bake
 from sa_mmdet.backbones.baked import baked_config
-from sa_mmdet.deployment import export_onnx, largest_difference, load
+from sa_mmdet.deployment import FeatureExtractor, export_onnx, largest_difference, load
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-DEMO = CONFIGS / "demo" / "mask-rcnn_sa-r18_fpn_shapes.py"
 onnx_needed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")) or needs.OLD,
     reason="ONNX, its exporter or its runtime is not installed, or PyTorch is older than 2.6",
@@ -108,11 +107,11 @@ def test_the_exported_network_computes_the_same(
     options: tuple[str, ...], detector: Path, tool: Tool, tmp_path: Path
 ) -> None:
     generator = np.random.default_rng(0)
-    pictures = [tmp_path / f"{i}.png" for i in range(2)]
-    for path, shape in zip(pictures, ((70, 90, 3), (128, 64, 3)), strict=True):
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, shape in zip(files, ((70, 90, 3), (128, 64, 3)), strict=True):
         cv2.imwrite(str(path), generator.integers(0, 255, shape, np.uint8))
     target = tmp_path / "features.onnx"
-    status, printed, _ = tool("deployment/export_onnx.py", DEMO, detector, target, "--check", *pictures, *options)
+    status, printed, _ = tool("deployment/export_onnx.py", DEMO, detector, target, "--check", *files, *options)
     assert status == 0
     assert "largest difference on 2 images" in printed
     import onnx
@@ -121,6 +120,24 @@ def test_the_exported_network_computes_the_same(
     assert "BatchNormalization" not in operators
     assert ("Transpose" in operators) == ("--keep-shuffle" in options)  # a shuffle is one, with two reshapes
     assert len(onnx.load(target).graph.output) == (4 if options else 5)
+
+
+@onnx_needed
+@pytest.mark.filterwarnings("ignore")
+def test_the_export_does_not_change_the_model(tmp_path: Path) -> None:
+    cfg = dict(type="SAResNet", depth=18, groups=16, out_indices=(0,))
+    backbone: Any = MODELS.build(cfg)
+    model = FeatureExtractor(backbone)
+    before = {name: module.implementation for name, module in _attention(model)}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    export_onnx(model, tmp_path / "features.onnx")
+    assert set(before.values()) == {"auto"}
+    assert {name: module.implementation for name, module in _attention(model)} == before
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def _attention(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, ShuffleAttention)]
 
 
 @onnx_needed
@@ -136,8 +153,8 @@ def test_baked_and_exported_agree_on_real_images(coco128: Path, tmp_path: Path) 
     preprocess: Any = MODELS.build(cfg.model.data_preprocessor)
     images = []
     for name in names[::32]:
-        picture = torch.from_numpy(cv2.imread(str(coco128 / "train2017" / name))).permute(2, 0, 1)
-        images.append(preprocess(dict(inputs=[picture], data_samples=None))["inputs"])
+        pixels = torch.from_numpy(cv2.imread(str(coco128 / "train2017" / name))).permute(2, 0, 1)
+        images.append(preprocess(dict(inputs=[pixels], data_samples=None))["inputs"])
     for image in images:
         with torch.no_grad():
             for one, other in zip(trained(image), baked(image), strict=True):
@@ -150,7 +167,7 @@ def test_bad_requests_are_named(detector: Path, tool: Tool, tmp_path: Path) -> N
     for arguments, message in (
         ((plain, detector, tmp_path / "out.pth"), "the backbone is of type 'ResNet'"),
         ((DEMO, tmp_path / "none.pth", tmp_path / "out.pth"), "no such file"),
-        ((DEMO, detector, tmp_path / "none" / "out.pth"), "there is no folder"),
+        ((DEMO, detector, tmp_path / "none" / "out.pth"), "does not exist: make it first"),
     ):
         status, _, errors = tool("model_converters/bake_shuffle.py", *arguments)
         assert status == 1

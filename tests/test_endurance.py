@@ -9,8 +9,8 @@ from pathlib import Path
 import detectors
 import pytest
 import torch
-from conftest import REPOSITORY
-from test_interrupted import losses
+from places import REPOSITORY
+from training_logs import losses
 
 ONE_EPOCH = """
 train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=1)
@@ -28,10 +28,10 @@ INFERENCE = (
 import sys
 import sa_mmdet
 from mmdet.apis import inference_detector, init_detector
-config, *pictures = sys.argv[1:]
+config, *images = sys.argv[1:]
 model = init_detector(config, None, device="cpu")
-for picture in pictures:
-    inference_detector(model, picture)
+for image in images:
+    inference_detector(model, image)
     print("KiB", kib())
 """
 )
@@ -75,8 +75,8 @@ def growth(samples: list[int], first: int) -> float:
 @pytest.mark.long
 def test_a_thousand_images(coco128: Path, tmp_path: Path) -> None:
     config = detectors.user_config(coco128, tmp_path / "mine.py")
-    pictures = itertools.islice(itertools.cycle(sorted((coco128 / "train2017").glob("*.jpg"))), 1000)
-    samples = memory([sys.executable, "-c", INFERENCE, str(config), *map(str, pictures)], tmp_path)
+    images = itertools.islice(itertools.cycle(sorted((coco128 / "train2017").glob("*.jpg"))), 1000)
+    samples = memory([sys.executable, "-c", INFERENCE, str(config), *map(str, images)], tmp_path)
     assert len(samples) == 1000
     assert growth(samples, 50) <= 0.02
 

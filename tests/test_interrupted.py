@@ -1,6 +1,5 @@
 """A training on real images that is killed thirty times, some of them while a checkpoint is written."""
 
-import json
 import os
 import random
 import signal
@@ -11,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from detectors import user_config
+from places import REPOSITORY
+from training_logs import losses
 
-from sa_mmdet.written import leftovers
+from sa_mmdet.atomic_write import unfinished_files
 
 KILLS = 30
 EPOCHS = 24
@@ -31,27 +31,13 @@ def command(config: Path, work_dir: Path) -> list[str]:
     return [sys.executable, str(REPOSITORY / "tools/train.py"), str(config), "--work-dir", str(work_dir), "--resume"]
 
 
-def losses(work_dir: Path) -> dict[int, set[float]]:
-    """All that was logged of each iteration, by all starts."""
-    found: dict[int, set[float]] = {}
-    for path in work_dir.glob("*/vis_data/scalars.json"):
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # a kill cut it off
-            if "loss" in entry:
-                found.setdefault(entry["step"], set()).add(entry["loss"])
-    return found
-
-
 def writing(work_dir: Path) -> bool:
-    return work_dir.is_dir() and bool(leftovers(work_dir, ".pth"))
+    return work_dir.is_dir() and bool(unfinished_files(work_dir, ".pth"))
 
 
 def kill_once(config: Path, work_dir: Path, rng: random.Random, log: Path) -> str | None:
     """Start or resume the training and kill it: what it was doing, or None if it ended before."""
-    for path in leftovers(work_dir, ".pth") if work_dir.is_dir() else []:
+    for path in unfinished_files(work_dir, ".pth") if work_dir.is_dir() else []:
         path.unlink()  # of the last kill; only what this process writes is watched for
     begun = len(list(work_dir.glob("*/vis_data/scalars.json")))
     in_write = rng.random() < 0.5

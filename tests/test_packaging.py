@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import MMDETECTION, REPOSITORY
+from places import MMDETECTION, REPOSITORY
 
 DEMO = "mask-rcnn_sa-r18_fpn_shapes.py"
 SHORT = ["train_cfg.max_epochs=1", "default_hooks.checkpoint.save_best=None"]

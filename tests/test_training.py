@@ -11,7 +11,7 @@ from pathlib import Path
 
 import detectors
 import pytest
-from conftest import REPOSITORY
+from places import REPOSITORY
 
 
 def tool(name: str, *arguments: object) -> list[str]:
@@ -35,7 +35,7 @@ def user_config(coco128: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return detectors.user_config(coco128, tmp_path_factory.mktemp("user") / "mine.py")
 
 
-def test_a_run_that_was_killed_resumes_and_its_checkpoint_gives_its_figures(user_config: Path) -> None:
+def test_a_run_that_was_killed_resumes_and_its_checkpoint_gives_its_metrics(user_config: Path) -> None:
     folder = user_config.parent
     whole = run(tool("train.py", user_config, "--work-dir", "whole"), folder)
     assert "Epoch(val) [2]" in whole
@@ -68,8 +68,8 @@ def test_a_run_that_was_killed_resumes_and_its_checkpoint_gives_its_figures(user
     tested = run(tool("test.py", user_config, "killed/epoch_2.pth", "--work-dir", "tested"), folder)
     assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in tested
     [path] = (folder / "tested").glob("*/*.json")
-    figures = json.loads(path.read_text())
-    assert {key: figures[key] for key in metrics} == {key: actual[key] for key in metrics}
+    reported = json.loads(path.read_text())
+    assert {key: reported[key] for key in metrics} == {key: actual[key] for key in metrics}
 
 
 def test_a_missing_image_stops_the_run_before_its_first_step(user_config: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_missing_image_stops_the_run_before_its_first_step(user_config: Path) 
     assert "Epoch(train)" not in result.stdout + result.stderr
 
 
-def test_inference_on_one_picture(user_config: Path, coco128: Path) -> None:
+def test_inference_on_one_image(user_config: Path, coco128: Path) -> None:
     code = f"""
 import sa_mmdet
 from mmdet.apis import DetInferencer

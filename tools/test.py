@@ -1,6 +1,6 @@
-"""Evaluate a detector: MMDetection's tools/test.py, with this package imported first."""
+"""Evaluate a detector: MMDetection's tools/test.py, after importing this package."""
 
-from sa_mmdet.utils import run_mmdet_tool
+from sa_mmdet.mmdet_tools import run_mmdet_tool
 
 if __name__ == "__main__":
     run_mmdet_tool("test.py")

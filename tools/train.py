@@ -1,6 +1,6 @@
-"""Train a detector: MMDetection's tools/train.py, with this package imported first."""
+"""Train a detector: MMDetection's tools/train.py, after importing this package."""
 
-from sa_mmdet.utils import run_mmdet_tool
+from sa_mmdet.mmdet_tools import run_mmdet_tool
 
 if __name__ == "__main__":
     run_mmdet_tool("train.py")

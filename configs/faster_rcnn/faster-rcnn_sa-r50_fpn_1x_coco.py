@@ -1,9 +1,6 @@
-_base_ = ["mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", "../_base_/sa_mmdet.py"]
-
-model = dict(
-    backbone=dict(
-        type="SAResNet",
-        groups=64,
-        init_cfg=dict(type="ResNetPretrained"),
-    )
-)
+_base_ = [
+    "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "../_base_/sa_mmdet.py",
+    "../_base_/backbones/sa.py",
+]
+model = dict(backbone=_base_.pop("backbone"))

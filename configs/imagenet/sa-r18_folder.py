@@ -1,7 +1,7 @@
-"""Train a small SA-Net on a folder of pictures, FOLDER/{train,val}/<class>/*.jpg, which IMAGE_FOLDER names."""
+"""Train a small SA-Net on a folder of images, FOLDER/{train,val}/<class>/*.jpg, which IMAGE_FOLDER names."""
 
 _base_ = ["../_base_/imagenet.py"]
-import os  # noqa: E402  (before the bases, MMEngine would take this for a config of its other kind)
+import os  # noqa: E402  (an import before the bases makes MMEngine read this as its other kind of config)
 
 data_root = os.environ.get("IMAGE_FOLDER", "data/images")
 _train = os.path.join(data_root, "train")
@@ -21,12 +21,12 @@ test_dataloader = val_dataloader
 val_evaluator = dict(topk=(1,))
 test_evaluator = val_evaluator
 
-# Small sets want many looks and a short warm-up.
+# A small data set needs many epochs and a short warm-up.
 train_cfg = dict(max_epochs=30)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, begin=0, end=1, by_epoch=True, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", T_max=29, begin=1, by_epoch=True),
 ]
-optim_wrapper = dict(optimizer=dict(lr=0.0125))  # for batches of 32 on one GPU or CPU
+optim_wrapper = dict(optimizer=dict(lr=0.0125))  # for batches of 32 images on one GPU or CPU
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1, save_best="accuracy/top1"))
 del _train, _dataset

@@ -1,9 +1,6 @@
-_base_ = ["mmdet::retinanet/retinanet_r50_fpn_1x_coco.py", "../_base_/sa_mmdet.py"]
-
-model = dict(
-    backbone=dict(
-        type="AttentionResNet",
-        attention=[dict(type="EfficientChannelAttention", kernel_size=k) for k in (3, 5, 5, 7)],
-        init_cfg=dict(type="ResNetPretrained"),
-    )
-)
+_base_ = [
+    "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py",
+    "../_base_/sa_mmdet.py",
+    "../_base_/backbones/eca_r50.py",
+]
+model = dict(backbone=_base_.pop("backbone"))

@@ -1,9 +1,6 @@
-_base_ = ["mmdet::retinanet/retinanet_r101_fpn_1x_coco.py", "../_base_/sa_mmdet.py"]
-
-model = dict(
-    backbone=dict(
-        type="AttentionResNet",
-        attention=dict(type="SpatialGroupEnhance", groups=64),
-        init_cfg=dict(type="ResNetPretrained"),
-    )
-)
+_base_ = [
+    "mmdet::retinanet/retinanet_r101_fpn_1x_coco.py",
+    "../_base_/sa_mmdet.py",
+    "../_base_/backbones/sge.py",
+]
+model = dict(backbone=_base_.pop("backbone"))

@@ -1,4 +1,4 @@
-"""What a model costs."""
+"""What a model costs and where it looks: complexity, time and memory, activation maps, gates."""
 
 from .complexity import Complexity, analyze
 

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of detectors and backbones, by part, as MMEngine counts them and as the paper did."""
+"""Parameters and multiply-adds of detectors and backbones, by part, as MMEngine or as the SA-Net paper counts them."""
 
 import copy
 from collections.abc import Callable
@@ -24,15 +24,15 @@ from sa_mmdet.attention import (
     SpatialGroupEnhance,
     SqueezeExcitation,
 )
-from sa_mmdet.compat.devices import shapes_alone
+from sa_mmdet.compat.old_torch import shapes_only
 
 CONVENTIONS = ("mmengine", "paper")
-DETECTOR_SHAPE = (800, 1280)  # height, width in pixels, as the paper's Table 3
-BACKBONE_SHAPE = (224, 224)  # as its Table 2
-_PROPOSALS = 1000  # of the region proposal network; mask heads take the first 100 of them
-_STRIDE = 32  # of the coarsest stage
+DETECTOR_SHAPE = (800, 1280)  # height and width in pixels, as in the paper's Table 3
+BACKBONE_SHAPE = (224, 224)  # as in its Table 2
+_PROPOSALS = 1000  # from the region proposal network; mask heads take the first 100
+_STRIDE = 32  # of the last stage
 
-# How much of its input an attention module's own pooling reads.
+# How many times an attention module's own pooling reads its input.
 _POOLED: dict[type[nn.Module], float] = {
     ShuffleAttention: 0.5,
     SqueezeExcitation: 1,
@@ -44,7 +44,7 @@ _POOLED: dict[type[nn.Module], float] = {
 
 @dataclass
 class Complexity:
-    """Numbers of parameters, and of multiply-adds for one image; the parts do not contain attention."""
+    """Numbers of parameters, and of multiply-adds for one image; the parts do not include attention."""
 
     parameters: int
     trainable: int
@@ -56,7 +56,7 @@ class Complexity:
 
     @property
     def total(self) -> int:
-        """Multiply-adds of all parts and of attention."""
+        """The multiply-adds of all parts and of attention."""
         return self.backbone + self.neck + self.heads + self.attention
 
 
@@ -64,29 +64,29 @@ def analyze(cfg: dict[str, Any], shape: tuple[int, int] | None = None, conventio
     """Count a model's parameters and multiply-adds, without weights or data, on the CPU.
 
     Args:
-        cfg: Config of a detector or of a bare backbone.
-        shape: Height and width of the input in pixels; 800 x 1280 for a detector, 224 x 224 for a backbone if None.
-        convention: 'mmengine' counts as MMEngine's FlopAnalyzer; 'paper' as the SA-Net paper's tables: beside
-            multiply-adds of convolutions and linear layers, 2 an output of a batch norm, 1 an output of a ReLU, 1 an
-            input element of a pooling layer and of an attention module's own pooling. Deconvolutions count at their
-            output's resolution; the heads of two-stage detectors are 81-way, background within, and SE there has no
-            biases; a backbone is a classifier of 1000 classes.
+        cfg: The config of a detector or of a backbone.
+        shape: Height and width of the input in pixels; if None, 800 x 1280 for a detector and 224 x 224 for a backbone.
+        convention: 'mmengine' counts as MMEngine's FlopAnalyzer does. 'paper' counts as the SA-Net paper's tables do:
+            multiply-adds of convolutions and linear layers, 2 per output of a batch norm, 1 per output of a ReLU, and 1
+            per input element of a pooling layer and of an attention module's own pooling. Deconvolutions are counted at
+            their output's resolution; two-stage detectors classify 81 classes, background included, and their SE has
+            no biases; a backbone is a classifier of 1000 classes.
 
     Raises:
-        ValueError: The convention is unknown, the shape too small, or the model neither a detector whose forward is
-            known nor a backbone.
+        ValueError: The convention is unknown, the shape is too small, or the model is neither a backbone nor a
+            detector whose forward is known.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention={convention!r} is unknown: choose one of {', '.join(CONVENTIONS)}")
     cfg = copy.deepcopy(dict(cfg))
-    # Shapes are enough for the paper's rules; MMEngine's counter traces the model, which needs numbers.
-    with shapes_alone() if convention == "paper" else nullcontext():
+    # Shapes are enough for the paper's rules; MMEngine's counter traces the model, which needs values.
+    with shapes_only() if convention == "paper" else nullcontext():
         model = MODELS.build(cfg)
     model.eval()
     detector = isinstance(model, BaseDetector)
     height, width = shape or (DETECTOR_SHAPE if detector else BACKBONE_SHAPE)
     if min(height, width) < _STRIDE:
-        raise ValueError(f"shape {height} x {width} is smaller than a stride of the backbone: use {_STRIDE} or more")
+        raise ValueError(f"shape {height} x {width} is smaller than the backbone's stride: use {_STRIDE} or more")
     wrapped: nn.Module = _Detector(model) if detector else _Classifier(model) if convention == "paper" else _Bare(model)
     count = _count_as_paper if convention == "paper" else _count_as_mmengine
     with torch.no_grad():
@@ -121,7 +121,7 @@ def _parameters(module: nn.Module, trainable: bool = False) -> int:
 
 
 def _background_in_heads(model: Any) -> tuple[int, int]:
-    """Parameters and multiply-adds of the class more that heads had when the background was one of theirs."""
+    """Parameters and multiply-adds that the background class adds to the heads."""
     inputs = model.roi_head.bbox_head.fc_reg.in_features
     parameters, operations = 4 * (inputs + 1), 4 * inputs * _PROPOSALS
     if model.roi_head.with_mask:
@@ -149,7 +149,7 @@ class _Classifier(_Bare):
         width: Any = getattr(backbone, "feat_dim", None)
         if width is None:
             raise ValueError(
-                f"{type(backbone).__name__} does not tell its last width (feat_dim): use --convention mmengine"
+                f"{type(backbone).__name__} has no feat_dim, the width of its last stage: use --convention mmengine"
             )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(width, 1000, device="meta")
@@ -159,7 +159,7 @@ class _Classifier(_Bare):
 
 
 class _Detector(nn.Module):
-    """All layers of a detector once, with a fixed number of proposals that cost nothing to find."""
+    """Runs all layers of a detector once, with a fixed number of proposals that are not counted."""
 
     def __init__(self, detector: Any):
         super().__init__()
@@ -185,7 +185,7 @@ class _Detector(nn.Module):
 
 
 def _replace_pooling(extractor: Any) -> None:
-    """Let a RoI extractor give features of the right shape: mmcv's operator cannot run without data."""
+    """Let a RoI extractor return features of the right shape: mmcv's operator cannot run without data."""
     size = extractor.roi_layers[0].output_size
     channels = extractor.out_channels
 
@@ -208,7 +208,7 @@ def _count_as_paper(model: nn.Module, image: Tensor) -> dict[str, int]:
 
         def count(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
             operations = _operations(module, inputs[0], output)
-            while True:  # the module's own and all that contain it
+            while True:  # the module's own count, and those of all modules around it
                 counts[name] = counts.get(name, 0) + operations
                 if not name:
                     break
@@ -228,7 +228,7 @@ def _operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
         kernel = module.weight.numel() // (module.in_channels * module.out_channels // module.groups)
         return output.numel() * kernel * module.in_channels // module.groups
     if isinstance(module, nn.Conv1d):
-        return 0  # ECA's: its cells of Table 2 leave it out
+        return 0  # ECA's convolution, which its cells in Table 2 do not include
     if isinstance(module, _ConvNd):
         return output.numel() * module.weight[0].numel()
     if isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""What the gates of shuffle attention do on a picture, and what each group of channels is worth alone."""
+"""The gates of shuffle attention on an image, and what the network finds with a single group of channels."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ Floats = NDArray[np.floating]
 
 @dataclass
 class Gates:
-    """Of one layer on one picture."""
+    """The gates of one layer on one image: G groups, K channels per branch."""
 
     layer: str
     channel: Floats  # G x K
@@ -28,23 +28,23 @@ class Gates:
 
 
 def attention_layers(model: nn.Module) -> dict[str, ShuffleAttention]:
-    """By their dotted names.
+    """Find a model's shuffle attention, by its dotted names.
 
     Raises:
-        ValueError: There are none.
+        ValueError: The model has none.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, ShuffleAttention)}
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no shuffle attention to look at")
+        raise ValueError(f"{type(model).__name__} has no shuffle attention")
     return layers
 
 
 def gates_of(network: Network, image: Tensor) -> list[Gates]:
-    """The gates of all layers.
+    """Compute the gates of all layers.
 
     Args:
         network: A model with shuffle attention.
-        image: 1 x 3 x H x W, as the model takes it.
+        image: The model's input, 1 x 3 x H x W.
     """
     found: dict[str, Gates] = {}
 
@@ -56,7 +56,7 @@ def gates_of(network: Network, image: Tensor) -> list[Gates]:
         return hook
 
     layers = attention_layers(network.model)
-    # With hooks on its attention a block does not fuse its end, and calls the module.
+    # A block with hooks on its attention does not fuse it, and calls the module.
     handles = [module.register_forward_pre_hook(keep(name)) for name, module in layers.items()]
     try:
         with torch.no_grad(), network.in_scope():
@@ -75,41 +75,41 @@ def group_scores(
     shuffled: bool,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[str, float, list[float]]:
-    """What a picture's best object scores when one layer lets a single group of channels through.
+    """Score an image's best object with all but one group of channels of a layer set to zero, for each group.
 
-    All other channels of the attention's output are zero; the residual addition behind it stays.
+    The channels are those of the attention's output; the residual addition after it stays.
 
     Source: the analysis of groups in SA-Net, ICASSP 2021 (arXiv 2102.00240), section 4.3.
 
     Args:
         network: A detector or classifier with shuffle attention.
-        sample: The picture's data sample.
-        image: 1 x 3 x H x W, as the model takes it.
-        layer: Name of the attention.
-        shuffled: Whether the groups are counted behind the shuffle, or before it.
-        progress: Called once a group.
+        sample: The image's data sample.
+        image: The model's input, 1 x 3 x H x W.
+        layer: The attention's dotted name.
+        shuffled: Whether the groups are counted after the shuffle, or before it.
+        progress: Called once per group.
 
     Returns:
-        The class of the best object without a mask, its score, and with each group alone the score of that class: of
-        a detector at that place (intersection over union of a half or more; 0 where it is not found).
+        The class of the best object with all groups, its score, and for each group alone the score of that class; with
+        a detector, at that place (intersection over union of at least 0.5; 0 if nothing is found there).
 
     Raises:
-        ValueError: There is no such layer, or the detector finds nothing in the picture.
+        ValueError: The layer does not exist, or the detector finds nothing in the image.
     """
     layers = attention_layers(network.model)
     if layer not in layers:
-        raise ValueError(f"there is no shuffle attention {layer!r}; there are {', '.join(layers)}")
+        raise ValueError(f"no shuffle attention has the name {layer!r}; give one of {', '.join(layers)}")
     module = layers[layer]
     scores = Scores(network, sample)
     with torch.no_grad(), network.in_scope():
         whole = scores(image)[0]
         if not len(whole):
-            raise ValueError("the detector finds nothing in this picture")
+            raise ValueError("the detector finds nothing in this image")
         best = int(whole.argmax())
         label, box = scores.labels[best], scores.boxes[best] if scores.boxes else None
         alone = []
         for group in range(module.groups):
-            with _only(module, group, shuffled):
+            with only_group(module, group, shuffled):
                 masked = scores(image)[0]
             alone.append(_score_of(masked, scores, label, box))
             progress()
@@ -117,8 +117,14 @@ def group_scores(
 
 
 @contextmanager
-def _only(module: ShuffleAttention, group: int, shuffled: bool) -> Iterator[None]:
-    """Let one group of channels through."""
+def only_group(module: ShuffleAttention, group: int, shuffled: bool) -> Iterator[None]:
+    """A context in which a module's output keeps a single group of channels; the others are zero.
+
+    Args:
+        module: The attention.
+        group: The group's number.
+        shuffled: Whether the groups are counted after the shuffle, or before it.
+    """
     width = module.in_channels // module.groups
     inside = torch.arange(module.in_channels) // width == group
     if not shuffled and module.shuffle:  # output channels 2c and 2c + 1 come from c and c + C/2

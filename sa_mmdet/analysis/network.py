@@ -1,4 +1,4 @@
-"""A trained detector or classifier to look into: its weights loaded, pictures made ready, scores as a function."""
+"""A trained detector or classifier to analyse: its weights, its preprocessing, its scores as a function."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sa_mmdet.checkpoints import read, tensors_of
+from sa_mmdet.messages import one_line
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the picture
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
 
 
-def sheet_names(pictures: Sequence[str | Path]) -> list[str]:
-    """A name for what is drawn of each picture: its own, with its folder's where that is not enough."""
-    paths = [Path(picture) for picture in pictures]
+def output_names(images: Sequence[str | Path]) -> list[str]:
+    """Name the output for each image: by its file, together with its folder where several files have one name."""
+    paths = [Path(image) for image in images]
     taken = Counter(path.stem for path in paths)
     names = [path.stem if taken[path.stem] == 1 else f"{path.resolve().parent.name}_{path.stem}" for path in paths]
     again = Counter(names)
@@ -29,7 +30,7 @@ def sheet_names(pictures: Sequence[str | Path]) -> list[str]:
 
 
 class Network:
-    """A model in evaluation mode, with its own pipeline.
+    """A model in evaluation mode, with its own test pipeline.
 
     Args:
         config: The model's config.
@@ -37,7 +38,7 @@ class Network:
         device: A device of PyTorch.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: The weights do not fit the config.
     """
 
@@ -52,47 +53,52 @@ class Network:
         try:
             self.model.load_state_dict(tensors_of(loaded, checkpoint))
         except RuntimeError as error:
-            raise ValueError(f"{checkpoint}: does not fit {config}: {' '.join(str(error).split())[:300]}") from error
+            raise ValueError(f"{checkpoint}: does not fit {config}: {one_line(error, 300)}") from error
         self.model.to(device).eval()
         self.classifies = hasattr(self.model, "head")
         self.classes = _classes(cfg, loaded)
 
     def in_scope(self) -> Any:
-        """The scope in which the config names its layers."""
+        """A context with the default scope in which the config names its layers."""
         return DefaultScope.overwrite_default_scope(self.scope)
 
     def name(self, label: int) -> str:
-        """Of a class."""
+        """The name of a class."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
     def layer(self, name: str) -> nn.Module:
-        """By its dotted name.
+        """Find a layer by its dotted name.
 
         Raises:
-            ValueError: There is no such layer.
+            ValueError: The layer does not exist.
         """
         layers = dict(self.model.named_modules())
         if name not in layers:
             near = [other for other in layers if other.startswith(name.rpartition(".")[0])][:8]
-            raise ValueError(f"there is no layer {name!r}; there are {', '.join(near)}")
+            raise ValueError(f"there is no layer {name!r}; near it are {', '.join(near)}")
         return layers[name]
 
-    def read(self, picture: str | Path) -> tuple[NDArray[np.uint8], Any, Tensor]:
-        """The picture as it is shown, H x W x 3 in OpenCV's order, its data sample, and the model's input.
+    def read(self, image: str | Path) -> tuple[NDArray[np.uint8], Any, Tensor]:
+        """Read an image.
 
-        A classifier's pipeline crops: shown is what it leaves.
+        Args:
+            image: The file.
+
+        Returns:
+            The image to show, H x W x 3 with channels in OpenCV's order; its data sample; and the model's input. A
+            classifier's pipeline crops: then what it leaves is to show.
 
         Raises:
-            ValueError: The file is no picture.
+            ValueError: The file is not a readable image.
         """
         try:
-            shown = mmcv.imread(str(picture))
+            shown = mmcv.imread(str(image))
             if shown is None:
                 raise ValueError("OpenCV cannot read it")
             with self.in_scope():
-                data = self.pipeline(dict(img_path=str(picture), img_id=0))
-        except Exception as error:  # whatever a broken file makes of the decoders
-            raise ValueError(f"{picture}: no picture: {' '.join(str(error).split())}") from error
+                data = self.pipeline(dict(img_path=str(image), img_id=0))
+        except Exception as error:  # a broken file makes the decoders raise anything
+            raise ValueError(f"{image}: is not a readable image: {one_line(error)}") from error
         if self.classifies:
             shown = np.ascontiguousarray(data["inputs"].permute(1, 2, 0).numpy())
         sample = data["data_samples"]
@@ -101,12 +107,13 @@ class Network:
 
 
 class Scores(nn.Module):
-    """An image to the scores of what is found in it, 1 x S; keeps what they are of.
+    """A network's scores, 1 x S, as a function of its input; keeps the classes and boxes that they belong to.
 
     Args:
         network: The model.
         sample: The image's data sample.
-        logits: Whether a classifier gives what its softmax takes: a sure class's probability has no gradient left.
+        logits: Whether a classifier returns logits instead of probabilities: the gradient of a probability near 1
+            vanishes.
     """
 
     def __init__(self, network: Network, sample: Any, logits: bool = False):
@@ -129,7 +136,7 @@ class Scores(nn.Module):
 
 
 def _classes(cfg: Config, loaded: Any) -> list[str]:
-    """From the checkpoint, from the config's data set, or from COCO."""
+    """The classes' names: from the checkpoint, else from the config's data set, else COCO's."""
     meta = loaded.get("meta", {}) if isinstance(loaded, dict) else {}
     dataset = cfg.get("test_dataloader", {}).get("dataset", {})
     for known in (meta.get("dataset_meta"), dataset.get("metainfo")):

@@ -13,18 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sa_mmdet.attention import Attention
+from sa_mmdet.checkpoints import tensors_of
+from sa_mmdet.checkpoints.resnet_names import depth_of, sort_names
+from sa_mmdet.messages import listed, one_line
 
-# Whether the blocks are bottlenecks, and how many each stage has.
-DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
-    (False, (2, 2, 2, 2)): 18,
-    (False, (3, 4, 6, 3)): 34,
-    (True, (3, 4, 6, 3)): 50,
-    (True, (3, 4, 23, 3)): 101,
-    (True, (3, 8, 36, 3)): 152,
-}
-# Heads of classifiers and of detectors; everything else that is left over makes a checkpoint unfit.
-_NOT_BACKBONE = re.compile(r"(fc|head|classifier|neck|rpn_head|roi_head|bbox_head|mask_head|data_preprocessor)\.")
-_SHOWN = 4  # keys that an error names
+_UNEXPECTED = "unexpected keys"
+_WITH_ATTENTION = "; weights with attention load through init_cfg=dict(type='Pretrained', ...)"
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -33,22 +27,22 @@ class ResNetPretrained:
 
     Attention at its initial values still scales its input by a constant gate and, in the case of shuffle attention,
     moves its channels. Both are undone in the convolution and the batch norm before it: their rows are permuted, and
-    the batch norm's weight and bias divided by the gate. The backbone then computes the plain ResNet's function.
+    the batch norm's weight and bias are divided by the gate. The backbone then computes the plain ResNet's function.
 
-    Takes the namings of torchvision, MMDetection, MMPretrain and timm, whole classifiers and detectors, and
+    Takes the names that torchvision, MMDetection, MMPretrain and timm use, whole classifiers and detectors, and
     ``module.`` prefixes. A checkpoint that does not fit is refused before anything is changed. Works for every
     backbone with ResNet's names: :class:`sa_mmdet.backbones.SAResNet`, and MMDetection's ResNet with or without
     plugins.
 
     Args:
-        checkpoint: File, URL, or name such as 'torchvision://resnet50'.
-        prefix: Prefix of the backbone's keys, such as 'backbone.'; found by itself if None.
+        checkpoint: A file, a URL, or a name such as 'torchvision://resnet50'.
+        prefix: The prefix of the backbone's keys, such as 'backbone.'; found in the keys if None.
         map_location: Where :func:`torch.load` puts the tensors.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The checkpoint cannot be read, or is another depth's, another style's, one with attention, or
-            lacks keys; the error names what does not fit.
+        ValueError: The checkpoint cannot be read, has another depth or style, has attention, or lacks keys; the error
+            names what does not fit.
     """
 
     def __init__(self, checkpoint: str, prefix: str | None = None, map_location: str = "cpu"):
@@ -62,17 +56,19 @@ class ResNetPretrained:
             loaded = CheckpointLoader.load_checkpoint(self.checkpoint, self.map_location, logger="current")
         except FileNotFoundError:
             raise
-        except Exception as error:  # whatever a broken file makes of torch.load
-            raise ValueError(f"{self.checkpoint}: not a readable checkpoint: {error}") from error
+        except Exception as error:  # a broken file makes torch.load raise anything
+            raise ValueError(f"{self.checkpoint}: is not a readable checkpoint: {one_line(error)}") from error
         self._check_style(module, loaded)
-        self._load(module, self._backbone_state(loaded))
+        tensors = tensors_of(loaded, self.checkpoint)
+        names = sort_names(tensors, self.checkpoint, self.prefix)
+        self._load(module, {name: tensors[key] for name, key in names.backbone.items()})
         if hasattr(module, "_params_init_info"):
             update_init_info(module, init_info=f"{type(self).__name__}: load from {self.checkpoint}")
 
     def _check_style(self, module: nn.Module, loaded: Any) -> None:
-        """Refuse a checkpoint whose name or recorded config tells that its strides stand elsewhere.
+        """Refuse a checkpoint whose name or recorded config says that its strides are in another convolution.
 
-        Styles 'pytorch' and 'caffe' differ in the place of a stride, which no tensor shows.
+        Styles 'pytorch' and 'caffe' differ in which convolution of a block has the stride, which no tensor shows.
         """
         expected = getattr(module, "style", None)
         text = self.checkpoint
@@ -91,112 +87,88 @@ class ResNetPretrained:
                 f"style={found!r} (and the mean, std and colour order that belong to it), or name other weights"
             )
 
-    def _backbone_state(self, loaded: Any) -> dict[str, Tensor]:
-        """The backbone's tensors under MMDetection's names."""
-        state = loaded
-        for wrapper in ("state_dict", "model"):
-            if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-                state = state[wrapper]
-        if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(f"{self.checkpoint}: holds no state dict")
-        tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
-        prefix = self.prefix
-        if prefix is None:
-            prefix = "backbone." if any(key.startswith("backbone.layer1.") for key in tensors) else ""
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if not tensors:
-            raise ValueError(f"{self.checkpoint}: no key begins with the prefix {prefix!r}")
-        if "conv1.0.weight" in tensors:  # timm's name for the deep stem
-            tensors = {re.sub(r"^bn1\.", "stem.7.", re.sub(r"^conv1\.", "stem.", k)): v for k, v in tensors.items()}
-        return {key: value for key, value in tensors.items() if not _NOT_BACKBONE.match(key)}
-
     def _load(self, module: nn.Module, source: dict[str, Tensor]) -> None:
+        """Compare the checkpoint with the module, report what does not fit, undo what attention does, and load."""
         own = module.state_dict()
         self._check_depth(own, source)
-        behind = [key for key in own if re.match(r"layer\d\.[^\d]", key)]
-        if behind:
-            raise ValueError(
-                f"{self.checkpoint}: {behind[0]} stands behind a stage, where attention has no values that leave a "
-                "plain ResNet's function as it is: load weights with it through init_cfg=dict(type='Pretrained', ...)"
-            )
+        self._check_stages(own)
         exempt = tuple(f"{name}." for name in _plugin_names(module))
-        expected = [
-            key
-            for key in own
-            if not key.startswith(exempt) and "conv_offset" not in key and not key.endswith("num_batches_tracked")
-        ]
-        absent_stages = tuple(f"layer{stage}." for stage in range(1, 5) if not hasattr(module, f"layer{stage}"))
-        problems = [
-            ("keys are missing", [key for key in expected if key not in source]),
-            (
-                "keys belong to no plain ResNet's layer",
-                [
-                    key
-                    for key in source
-                    if (key not in own or key.startswith(exempt))
-                    and not key.endswith("num_batches_tracked")
-                    and not (absent_stages and key.startswith(absent_stages))
-                ],
-            ),
-            (
-                "tensors have another shape",
-                [
-                    f"{key} {tuple(source[key].shape)} for {tuple(own[key].shape)}"
-                    for key in expected
-                    if key in source and source[key].shape != own[key].shape
-                ],
-            ),
-            (
-                "tensors hold NaN or Inf",
-                [
-                    key
-                    for key in expected
-                    if key in source and source[key].is_floating_point() and not source[key].isfinite().all()
-                ],
-            ),
-        ]
-        for what, keys in problems:
+        for what, keys in _compare(module, own, source, exempt).items():
             if keys:
-                hint = (
-                    "; weights with attention load through init_cfg=dict(type='Pretrained', ...)"
-                    if what == "keys belong to no plain ResNet's layer"
-                    else ""
-                )
-                more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-                raise ValueError(
-                    f"{self.checkpoint}: does not fit {type(module).__name__}: {what}: "
-                    f"{', '.join(keys[:_SHOWN])}{more}{hint}"
-                )
-
+                hint = _WITH_ATTENTION if what == _UNEXPECTED else ""
+                fit = f"{self.checkpoint}: does not fit {type(module).__name__}"
+                raise ValueError(f"{fit}: {what}: {listed(keys)}{hint}")
         state = {key: source[key].to(own[key]) for key in own if key in source and not key.startswith(exempt)}
-        positions = [
-            _AttentionPosition(f"{name}.", block, *position)
-            for name, block in module.named_modules()
-            for position in plugin_positions(block)
-            if any(isinstance(plugin, Attention) for plugin in position[-1])
-        ]
-        for position in positions:
-            position.check()
-        for position in positions:
-            position.undo(state)
+        _undo_attention(module, state)
         module.load_state_dict(state, strict=False)
 
     def _check_depth(self, own: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-        depths = [DEPTHS.get(blocks_of(state)) for state in (source, own)]
-        if depths[0] != depths[1] and None not in depths:
+        found, expected = depth_of(source), depth_of(own)
+        if found != expected and None not in (found, expected):
             raise ValueError(
-                f"{self.checkpoint}: weights of a ResNet-{depths[0]} for a ResNet-{depths[1]}: name weights of that "
-                "depth, or change the backbone's depth"
+                f"{self.checkpoint}: weights of a ResNet-{found} for a ResNet-{expected}: name weights of that depth, "
+                "or change the backbone's depth"
+            )
+
+    def _check_stages(self, own: Mapping[str, Tensor]) -> None:
+        after_stages = [key for key in own if re.match(r"layer\d\.[^\d]", key)]
+        if after_stages:
+            raise ValueError(
+                f"{self.checkpoint}: {after_stages[0]} belongs to attention after a stage, which has no values that "
+                "leave a plain ResNet's function as it is: load weights that have this attention through "
+                "init_cfg=dict(type='Pretrained', ...)"
             )
 
 
-def blocks_of(state: Mapping[str, Tensor]) -> tuple[bool, tuple[int, ...]]:
-    """Whether a state dict's blocks are bottlenecks, and how many each stage has."""
-    blocks = {match.groups() for key in state if (match := re.match(r"layer(\d)\.(\d+)\.", key))}
-    return (
-        "layer1.0.conv3.weight" in state,
-        tuple(sum(stage == str(number) for stage, _ in blocks) for number in range(1, 5)),
-    )
+def _compare(
+    module: nn.Module, own: Mapping[str, Tensor], source: Mapping[str, Tensor], exempt: tuple[str, ...]
+) -> dict[str, list[str]]:
+    """What keeps a checkpoint from fitting: for each kind of problem, the keys that have it.
+
+    Args:
+        module: The backbone.
+        own: Its state.
+        source: The checkpoint's backbone, under the same names.
+        exempt: Prefixes of layers that a plain ResNet does not have.
+    """
+    expected = [
+        key
+        for key in own
+        if not key.startswith(exempt) and "conv_offset" not in key and not key.endswith("num_batches_tracked")
+    ]
+    absent_stages = tuple(f"layer{stage}." for stage in range(1, 5) if not hasattr(module, f"layer{stage}"))
+    unexpected = [
+        key
+        for key in source
+        if (key not in own or key.startswith(exempt))
+        and not key.endswith("num_batches_tracked")
+        and not (absent_stages and key.startswith(absent_stages))
+    ]
+    common = [key for key in expected if key in source]
+    shapes = [(key, tuple(source[key].shape), tuple(own[key].shape)) for key in common]
+    not_finite = [key for key in common if source[key].is_floating_point() and not source[key].isfinite().all()]
+    return {
+        "keys are missing": [key for key in expected if key not in source],
+        _UNEXPECTED: unexpected,
+        "tensors have another shape": [
+            f"{key} {found} for {wanted}" for key, found, wanted in shapes if found != wanted
+        ],
+        "tensors hold NaN or Inf": not_finite,
+    }
+
+
+def _undo_attention(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Undo in ``state`` what the module's attention does at its first values; nothing is changed on an error."""
+    positions = [
+        _AttentionPosition(f"{name}.", block, *position)
+        for name, block in module.named_modules()
+        for position in plugin_positions(block)
+        if any(isinstance(plugin, Attention) for plugin in position[-1])
+    ]
+    for position in positions:
+        position.check()
+    for position in positions:
+        position.undo(state)
 
 
 def plugin_positions(block: nn.Module) -> Iterator[tuple[str, str, list[nn.Module]]]:
@@ -215,7 +187,7 @@ def _plugin_names(module: nn.Module) -> list[str]:
 
 @dataclasses.dataclass
 class _AttentionPosition:
-    """A place of attention: behind which convolution and norm of which block."""
+    """Where attention is: after which convolution and norm of which block."""
 
     prefix: str
     block: nn.Module

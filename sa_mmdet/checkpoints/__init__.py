@@ -1,6 +1,21 @@
-"""Weights: reading and writing their files, converting, publishing."""
+"""Weights: reading and writing their files, converting them, publishing them."""
 
-from .conversion import ATTENTIONS, Converted, convert, released
-from .files import read, tensors_of, write
+from .conversion import Converted, convert, convert_tensors, released
+from .files import digest, read, tensors_of, write
+from .publishing import NAMINGS, PARTS, publish
+from .recognition import ATTENTIONS
 
-__all__ = ["ATTENTIONS", "Converted", "convert", "read", "released", "tensors_of", "write"]
+__all__ = [
+    "ATTENTIONS",
+    "NAMINGS",
+    "PARTS",
+    "Converted",
+    "convert",
+    "convert_tensors",
+    "digest",
+    "publish",
+    "read",
+    "released",
+    "tensors_of",
+    "write",
+]

@@ -1,5 +1,6 @@
-"""Read and write files of weights: PyTorch's and safetensors', without ever running what a file holds."""
+"""Read and write files of weights, PyTorch's and safetensors', without ever running what a file holds."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -8,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.runner import checkpoint
 from torch import Tensor
 
-from sa_mmdet.compat.checkpoints import load_tensors
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import atomic_write
+from sa_mmdet.compat import load_tensors
+from sa_mmdet.compat.old_torch import stored_numbers
+from sa_mmdet.messages import listed, one_line
 
 _METADATA = "sa_mmdet"  # the key of safetensors' header that holds ours
-_HEADER_LIMIT = 100 << 20  # bytes, as the safetensors library has it
+_HEADER_LIMIT = 100 << 20  # bytes, the safetensors library's own limit
 _DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -22,18 +26,18 @@ _DTYPES = (
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a file of weights, told by its content, not by its name.
+    """Read a file of weights; its content decides about its format, not its name.
 
     Args:
-        path: A file of :func:`torch.save` (whatever its suffix) or of safetensors.
+        path: A file that :func:`torch.save` (whatever its suffix) or safetensors wrote.
 
     Returns:
-        What the file holds: a state dict, or a dict that holds one. Of safetensors: ``state_dict`` and ``meta``.
+        What the file holds: a state dict, or a dict that holds one. From safetensors: ``state_dict`` and ``meta``.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is empty, cut off, of another format, or asks for more than tensors and plain containers
-            (nothing of which is run); the message is one line and names the file.
+        ValueError: The file is empty, truncated, in another format, or asks for more than tensors and plain containers
+            (none of which is run); the message is one line and names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,29 +50,29 @@ def read(path: str | Path) -> dict[str, Any]:
         return _read_safetensors(path)
     # torch.save writes a zip archive, or, before torch 1.6, pickles of which the first begins so.
     if not head.startswith((b"PK\x03\x04", b"\x80")):
-        kind = "a web page" if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")) else "no file of weights"
+        page = head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html"))
         raise ValueError(
-            f"{path}: is {kind}: expected what torch.save or safetensors writes, found a file that begins with "
-            f"{head[:16]!r}"
+            f"{path}: is {'a web page' if page else 'not a file of weights'}: expected what torch.save or safetensors "
+            f"writes, found a file that begins with {head[:16]!r}"
         )
     try:
         return load_tensors(path, map_location="cpu")
-    except Exception as error:  # whatever a broken file makes of torch.load
+    except Exception as error:  # a broken file makes torch.load raise anything
         raise ValueError(f"{path}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     refused = "Unsupported global" in text or "WeightsUnpickler error" in text or "weights_only" in text.lower()
     if refused and "unexpected EOF" not in text:
         asked = text.partition("GLOBAL ")[2].split(" ")[0] or text.rpartition("WeightsUnpickler error:")[2].strip()
         return (
-            f"holds more than weights ({asked[:200]}), which is refused and not run: save its state dict alone, where "
-            "the file can be trusted"
+            f"holds more than weights ({asked[:200]}), which is refused and was not run: if you trust the file, save "
+            "its state dict alone"
         )
-    if "central directory" in text:  # it stands at an archive's end
-        return "is cut off: download or copy it again"
-    return f"cannot be read, cut off perhaps: {type(error).__name__}: {text[:200]}"
+    if "central directory" in text:  # which is at the end of an archive
+        return "is truncated: download or copy it again"
+    return f"cannot be read and may be truncated: {type(error).__name__}: {text[:200]}"
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -77,7 +81,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 def _safetensors() -> Any:
     if importlib.util.find_spec("safetensors") is None:
-        raise ValueError("safetensors files need the library of that name: pip install safetensors")
+        raise ValueError("safetensors files need the package safetensors: pip install safetensors")
     import safetensors.torch
 
     return safetensors
@@ -91,25 +95,30 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
         meta = json.loads(metadata.get(_METADATA, "{}"))
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a readable safetensors file, cut off perhaps: {text[:200]}") from error
+        raise ValueError(
+            f"{path}: is not a readable safetensors file and may be truncated: {one_line(error, 200)}"
+        ) from error
     return dict(state_dict=state, meta=meta if isinstance(meta, dict) else {})
 
 
 def tensors_of(loaded: Any, path: str | Path) -> dict[str, Tensor]:
-    """The state dict in what :func:`read` returned, checked.
+    """Find the state dict in what :func:`read` returned, and check it.
 
-    Looks into dicts that hold one, as ``state_dict``, ``model`` or alone under another name.
+    Looks into dicts that hold one, under ``state_dict``, ``model`` or as the only one under another name.
+
+    Args:
+        loaded: What was read.
+        path: The file, which errors name.
 
     Raises:
-        ValueError: There is none, a key is no text, or an entry is no plain tensor.
+        ValueError: There is no state dict, a key is not a string, or a tensor is not a plain one.
     """
     state = _innermost(loaded)
     if state is None:
         raise ValueError(f"{path}: holds no state dict: {_described(loaded)}")
     for key, value in state.items():
         if not isinstance(key, str):
-            raise ValueError(f"{path}: the key {key!r} is no text")
+            raise ValueError(f"{path}: the key {key!r} is not a string")
         if isinstance(value, Tensor):
             _check_tensor(key, value, path)
     return {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
@@ -129,51 +138,78 @@ def _innermost(loaded: Any, depth: int = 3) -> Mapping | None:
 
 def _described(loaded: Any) -> str:
     if isinstance(loaded, Mapping):
-        return f"it is a dict of {', '.join(repr(key) for key in list(loaded)[:4]) or 'nothing'}"
+        return f"it is a dict of {listed(map(repr, loaded)) or 'nothing'}"
     return f"it is a {type(loaded).__name__}"
 
 
 def _check_tensor(key: str, tensor: Tensor, path: str | Path) -> None:
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES:
         raise ValueError(
-            f"{path}: {key} is no plain tensor of numbers: {tensor.layout}, {tensor.dtype}, on {tensor.device}"
+            f"{path}: {key} is not a plain tensor of numbers: {tensor.layout}, {tensor.dtype}, on {tensor.device}"
         )
-    held = getattr(tensor, "untyped_storage", tensor.storage)().nbytes() // tensor.element_size()
-    if tensor.numel() > held:  # a view that repeats its few elements, as many times as a file likes
-        raise ValueError(f"{path}: {key} of shape {tuple(tensor.shape)} stands on {held} numbers")
+    stored = stored_numbers(tensor)
+    if tensor.numel() > stored:  # a view that repeats its few elements as many times as a file likes
+        raise ValueError(f"{path}: {key} of shape {tuple(tensor.shape)} repeats the {stored} numbers that are stored")
 
 
 def write(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """Write weights, aside first and then renamed, so that nothing is ever half there.
+    """Write weights atomically.
 
     Args:
-        path: Where to; '.safetensors' chooses that format, all else is :func:`torch.save`'s.
+        path: The file; the suffix '.safetensors' chooses that format, any other one :func:`torch.save`'s.
         state: The tensors.
-        meta: What is known of them, as JSON can say it: in a safetensors file it is in the header.
+        meta: What is known about them, in JSON's types; in a safetensors file it is in the header.
 
     Raises:
-        ValueError: The folder is missing, or the file cannot be written.
+        ValueError: The folder does not exist, or the file cannot be written.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}: make it first")
-    # Plain in every format: what is a version or a config of some library would be refused on reading.
+    # As plain text in both formats: reading would refuse a version or config object of some library.
     header = json.dumps(dict(meta or {}), default=str)
-    # Tensors that share memory, or a part of a larger one, would take its space and be refused by safetensors.
+    # Views would be saved with the whole memory that they share, and safetensors refuses them.
     state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
     try:
-        with written_aside(path) as aside:
+        with atomic_write(path) as temporary:
             if path.suffix == ".safetensors":
                 metadata = {"format": "pt", _METADATA: header}
-                _safetensors().torch.save_file(state, aside, metadata=metadata)
+                _safetensors().torch.save_file(state, temporary, metadata=metadata)
             else:
-                torch.save(dict(meta=json.loads(header), state_dict=state), aside)
+                torch.save(dict(meta=json.loads(header), state_dict=state), temporary)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path}: cannot be written: {error}") from error
 
 
 def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Refuse weights that hold NaN or Inf."""
+    """Refuse weights that hold NaN or Inf.
+
+    Raises:
+        ValueError: Some do; the message names the first.
+    """
     bad = [key for key, value in state.items() if value.is_floating_point() and not math.isfinite(value.abs().sum())]
     if bad:
-        raise ValueError(f"{path}: holds NaN or Inf, in {', '.join(bad[:4])}")
+        raise ValueError(f"{path}: holds NaN or Inf, in {listed(bad)}")
+
+
+def digest(path: str | Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal."""
+    total = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+@checkpoint.CheckpointLoader.register_scheme(prefixes="", force=True)
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Load a local checkpoint for MMEngine, which cannot read safetensors files itself.
+
+    Args:
+        filename: The file.
+        map_location: The devices to load to; of a safetensors file a device or its name.
+    """
+    if not filename.endswith(".safetensors"):
+        return checkpoint.load_from_local(filename, map_location)
+    loaded = read(Path(filename).expanduser())
+    if isinstance(map_location, str | torch.device):
+        loaded["state_dict"] = {key: value.to(map_location) for key, value in loaded["state_dict"].items()}
+    return loaded

@@ -1,6 +1,5 @@
-"""Files for others: a training's weights without what only the training needs, named by their content."""
+"""Checkpoints to publish: the weights without what only the training needs, with a hash in the file's name."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,36 +10,38 @@ import mmengine
 import torch
 from torch import Tensor
 
+from sa_mmdet.atomic_write import temporary_beside
 from sa_mmdet.version import __version__
 
 from . import files
-from .conversion import convert_tensors, digest, released
+from .conversion import convert_tensors, released
 
 PARTS = ("model", "backbone")
 NAMINGS = ("mmdet", "released")
-_KEPT = ("cfg", "dataset_meta", "experiment_name", "epoch", "iter", "seed")  # of a checkpoint's meta
+_KEPT = ("cfg", "dataset_meta", "experiment_name", "epoch", "iter", "seed")  # entries of a checkpoint's meta
 
 
 def publish(source: str | Path, target: str | Path, part: str = "model", naming: str = "mmdet") -> Path:
-    """Write a checkpoint's weights with a header that says what they are, and a hash in the name.
+    """Write a checkpoint's weights, with a header that says what they are and a hash in the name.
 
     Args:
-        source: A checkpoint of MMEngine or a file that :func:`sa_mmdet.checkpoints.convert` takes.
+        source: A checkpoint of MMEngine, or a file that :func:`sa_mmdet.checkpoints.convert` takes.
         target: The file to write, .pth, .pth.tar or .safetensors; '-' and the first eight digits of the file's SHA-256
-            come before the suffix, where PyTorch looks for them.
+            are put before the suffix, where PyTorch looks for them.
         part: 'model' for all weights, 'backbone' for the backbone's alone.
-        naming: 'mmdet', or for a backbone 'released', the names of the attention modules' authors.
+        naming: 'mmdet', or for a backbone 'released', the names that the attention modules' authors use.
 
     Returns:
-        The file.
+        The file that was written.
 
     Raises:
-        FileNotFoundError: There is no such source.
-        ValueError: The source is no file of weights, or has no backbone known here; the target cannot be written.
+        FileNotFoundError: The source does not exist.
+        ValueError: The source is not a file of weights, or its backbone is not known here, or the target cannot be
+            written.
     """
     if part not in PARTS or naming not in NAMINGS or (part, naming) == ("model", "released"):
         raise ValueError(
-            f"part={part!r} with naming={naming!r}: choose the part of {', '.join(PARTS)}, the naming of "
+            f"part={part!r} with naming={naming!r}: choose the part from {', '.join(PARTS)} and the naming from "
             f"{', '.join(NAMINGS)}; only a backbone has released names"
         )
     loaded = files.read(source)
@@ -58,14 +59,14 @@ def publish(source: str | Path, target: str | Path, part: str = "model", naming:
 
 
 def _header(loaded: Any) -> dict[str, Any]:
-    """What is known of the weights: config, classes, versions, the last metrics."""
+    """What is known about the weights: config, classes, versions, the last metrics."""
     meta = loaded.get("meta") if isinstance(loaded, Mapping) else None
     header = {key: meta[key] for key in _KEPT if key in meta} if isinstance(meta, Mapping) else {}
     header["versions"] = dict(
         sa_mmdet=__version__, mmdet=mmdet.__version__, mmengine=mmengine.__version__, torch=torch.__version__
     )
     if isinstance(meta, Mapping) and isinstance(meta.get("metrics"), Mapping):
-        header["metrics"] = dict(meta["metrics"])  # of a file that was published before
+        header["metrics"] = dict(meta["metrics"])  # the file was published before
     hub = loaded.get("message_hub") if isinstance(loaded, Mapping) else None
     scalars = hub.get("log_scalars") if isinstance(hub, Mapping) else None
     if isinstance(scalars, Mapping):
@@ -82,12 +83,7 @@ def _named_by_content(target: Path, state: Mapping[str, Tensor], meta: dict[str,
     match = re.fullmatch(r"(.+?)((?:\.pth|\.pt|\.ckpt)?(?:\.tar)?|\.safetensors)", target.name)
     stem, suffix = match.groups() if match else (target.name, "")
     if not suffix:
-        raise ValueError(f"{target}: has no suffix of a file of weights: .pth, .pth.tar or .safetensors")
-    aside = target.with_name(f".{stem}.{os.getpid()}{suffix}")
-    try:
-        files.write(aside, state, meta)
-        final = target.with_name(f"{stem}-{digest(aside)[:8]}{suffix}")
-        aside.replace(final)
-    finally:
-        aside.unlink(missing_ok=True)
-    return final
+        raise ValueError(f"{target}: does not end in .pth, .pth.tar or .safetensors")
+    with temporary_beside(target.with_name(f"{stem}{suffix}")) as temporary:
+        files.write(temporary, state, meta)
+        return temporary.replace(target.with_name(f"{stem}-{files.digest(temporary)[:8]}{suffix}"))

@@ -1,16 +1,11 @@
-"""Repairs of the stack below: each with its reason and the versions it is for. Importing the package applies them."""
+"""The packages below this one: the check that they can work, and repairs of what they do wrong.
 
-from . import checkpoints, distributed
+Each repair says what fails without it and which versions need it. Importing the package applies those that reading
+checkpoints needs; those for several processes on CPUs wait until a launcher starts on a machine without a GPU.
+"""
+
+from .mmengine_checkpoints import load_tensors
+from .repairs import ON_IMPORT, Repair, active, apply
 from .stack import check_stack
 
-__all__ = ["apply", "check_stack"]
-
-
-def apply() -> None:
-    """Apply all repairs."""
-    checkpoints.admit_mmengine_checkpoints()
-    checkpoints.refuse_code()
-    checkpoints.resolve_torchvision_names()
-    checkpoints.load_safetensors()
-    distributed.launch_on_cpus()
-    distributed.synchronise_batch_norm_on_cpus()
+__all__ = ["ON_IMPORT", "Repair", "active", "apply", "check_stack", "load_tensors"]

@@ -1,4 +1,4 @@
-"""Several processes without a GPU, which MMEngine (all versions so far) and PyTorch's SyncBatchNorm refuse."""
+"""Repairs for several processes on CPUs, which MMEngine and PyTorch's SyncBatchNorm (all versions so far) refuse."""
 
 import functools
 from collections.abc import Callable
@@ -15,64 +15,68 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def launch_on_cpus() -> None:
+def launch_on_cpus(before: Callable[[], None]) -> None:
     """Let ``--launcher pytorch``, ``slurm`` and ``mpi`` start processes on a machine without a GPU, over gloo.
 
-    MMEngine binds each process to a GPU first, takes the config's backend, which is NCCL by default, and names a GPU to
-    DistributedDataParallel.
+    MMEngine binds each process to a GPU first, and takes the config's backend, which is NCCL by default. With a GPU
+    nothing is different.
+
+    Args:
+        before: Called when a launcher starts without a GPU, ahead of it.
     """
+
+    def on_cpus_too(initialise: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(initialise)
+        def wrapped(backend: str, **options: Any) -> None:
+            if get_device() != "cpu":
+                return initialise(backend, **options)
+            before()
+            with mock.patch.object(torch.cuda, "set_device"):
+                return initialise("gloo" if backend == "nccl" else backend, **options)
+
+        return wrapped
+
     for launcher in ("pytorch", "slurm", "mpi"):
         name = f"_init_dist_{launcher}"
-        setattr(utils, name, _without_gpus(getattr(utils, name)))
-    MMDistributedDataParallel.__init__ = _without_device_ids(MMDistributedDataParallel.__init__)
+        setattr(utils, name, on_cpus_too(getattr(utils, name)))
 
 
-def _without_gpus(initialise: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(initialise)
-    def wrapped(backend: str, **options: Any) -> None:
-        if get_device() != "cpu":
-            return initialise(backend, **options)
-        with mock.patch.object(torch.cuda, "set_device"):
-            return initialise("gloo" if backend == "nccl" else backend, **options)
+def wrap_models_on_cpus() -> None:
+    """Let DistributedDataParallel take models on CPUs, for which MMEngine names a GPU to it."""
+    original = MMDistributedDataParallel.__init__
 
-    return wrapped
-
-
-def _without_device_ids(initialise: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(initialise)
-    def wrapped(self: Any, module: nn.Module, *arguments: Any, **options: Any) -> None:
+    @functools.wraps(original)
+    def initialise(self: Any, module: nn.Module, *arguments: Any, **options: Any) -> None:
         if all(parameter.device.type == "cpu" for parameter in module.parameters()):
             options.pop("device_ids", None)
-        initialise(self, module, *arguments, **options)
+        original(self, module, *arguments, **options)
 
-    return wrapped
+    MMDistributedDataParallel.__init__ = initialise
 
 
 def synchronise_batch_norm_on_cpus() -> None:
-    """Let SyncBatchNorm take tensors on CPUs, which PyTorch's (all versions so far) refuses.
+    """Let SyncBatchNorm take tensors on CPUs, which PyTorch's refuses.
 
-    Only for what would be refused: in training, in a group of several processes. DistributedDataParallel refuses such
-    a module too, in a check that does nothing else and is passed over here.
+    Only what would be refused is computed here: in training, in a group of several processes. DistributedDataParallel
+    refuses such a module too, in a check that does nothing else and is left out here.
     """
-    nn.SyncBatchNorm.forward = _also_on_cpus(nn.SyncBatchNorm.forward)  # type: ignore[method-assign, assignment]
+    original = nn.SyncBatchNorm.forward
+
+    @functools.wraps(original)
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return original(self, x)
+        uses_batch = self.training or self.running_mean is None
+        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self.process_group) == 1
+        if not uses_batch or alone:
+            return _BatchNorm.forward(self, x)
+        return _normalise_over_processes(self, x)
+
+    nn.SyncBatchNorm.forward = forward  # type: ignore[method-assign, assignment]
     MMDistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None
 
 
-def _also_on_cpus(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    @functools.wraps(forward)
-    def wrapped(self: Any, x: Tensor) -> Tensor:
-        statistics_of_batch = self.training or self.running_mean is None
-        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self.process_group) == 1
-        if x.device.type != "cpu":
-            return forward(self, x)
-        if not statistics_of_batch or alone:
-            return _BatchNorm.forward(self, x)  # PyTorch before 2 refuses CPUs here, too
-        return _normalise_over_all(self, x)
-
-    return wrapped
-
-
-def _normalise_over_all(norm: Any, x: Tensor) -> Tensor:
+def _normalise_over_processes(norm: Any, x: Tensor) -> Tensor:
     """Batch norm by mean and variance over the batches of all processes, whose sizes may differ."""
     group = norm.process_group or dist.group.WORLD
     axes = [axis for axis in range(x.dim()) if axis != 1]

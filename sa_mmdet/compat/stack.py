@@ -1,4 +1,4 @@
-"""The check of what is installed, before anything of it is used."""
+"""The check of what is installed, before any of it is used."""
 
 import importlib
 import importlib.util
@@ -8,20 +8,20 @@ from mmengine.utils import digit_version
 
 
 def check_stack() -> None:
-    """Refuse, in a sentence, a stack that cannot work.
+    """Refuse an installation that cannot work, in one sentence.
 
-    Gates by major version alone and by what imports: the maintained fork (onedl-*) keeps the import names and has
-    higher versions.
+    Decides by major versions and by what imports: the maintained fork (onedl-*) keeps the import names and has higher
+    versions.
 
     Raises:
-        ImportError: MMDetection or MMCV is missing or older than the MMEngine generation, or MMCV lacks its operators.
+        ImportError: MMCV or MMDetection is missing or too old, or MMCV lacks its operators.
     """
     for name, minimum in (("mmcv", 2), ("mmdet", 3)):
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"sa_mmdet needs {name} >= {minimum}.0, which is not installed: pip install {name}")
         try:
             module = importlib.import_module(name)
-        except AssertionError as error:  # mmdet's own gate on mmcv and mmengine
+        except AssertionError as error:  # mmdet's own check of mmcv's and mmengine's versions
             raise ImportError(f"{name} does not import: {error}") from error
         if digit_version(module.__version__)[0] < minimum:
             raise ImportError(

@@ -1,4 +1,4 @@
-"""Hooks for MMEngine's runner."""
+"""Hooks for MMEngine's runner: checks, checkpoints and random seeds."""
 
 from .check_dataset import CheckDataset
 from .safe_checkpoint import SafeCheckpointHook

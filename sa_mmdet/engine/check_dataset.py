@@ -1,4 +1,4 @@
-"""Find out before the first step what would stop a run after an hour."""
+"""A check of the data before the first step, instead of an error after an hour."""
 
 import logging
 import os
@@ -12,21 +12,22 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from sa_mmdet.datasets import coco_files
+from sa_mmdet.coco_format import read_annotations
+from sa_mmdet.messages import listed
 
 _SHOWN = 3  # files that an error names
 
 
 @HOOKS.register_module()
 class CheckDataset(Hook):
-    """Check that every image of the data sets is there and that their annotations are such.
+    """Check that every image of the data sets exists and that their annotations are valid.
 
     Looks at folder listings, file sizes and annotations in COCO's format, not into the images.
 
     Raises:
         FileNotFoundError: Images are missing or empty.
-        ValueError: No category of the annotations bears the name of one of the data set's classes, an id stands twice
-            or a size, box or file name is none.
+        ValueError: No category has the name of one of the data set's classes, an id is used twice, or a size, box or
+            file name is invalid.
     """
 
     priority = "VERY_HIGH"
@@ -34,20 +35,29 @@ class CheckDataset(Hook):
     def before_train(self, runner: Runner) -> None:
         for loop in (runner.train_loop, runner.val_loop):
             if loop is not None:
-                _check(loop.dataloader.dataset)
+                check_dataset(loop.dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
-        _check(runner.test_loop.dataloader.dataset)
+        check_dataset(runner.test_loop.dataloader.dataset)
 
 
-def _check(dataset: Any) -> None:
+def check_dataset(dataset: Any) -> None:
+    """Check a data set as :class:`CheckDataset` does.
+
+    Args:
+        dataset: A data set of MMDetection or MMEngine, or a wrapper around others.
+
+    Raises:
+        FileNotFoundError: Images are missing or empty.
+        ValueError: The annotations are invalid, or none of their categories is one of the classes.
+    """
     for part in _parts(dataset):
         if hasattr(part, "cat_ids") and not part.cat_ids:
             raise ValueError(
-                f"{part.ann_file}: no category is named as one of the data set's classes {part.metainfo['classes']}: "
-                "set dataset.metainfo=dict(classes=(...)) to the names that the annotations use"
+                f"{part.ann_file}: no category has the name of one of the classes {part.metainfo['classes']}: set "
+                "dataset.metainfo=dict(classes=(...)) to the names that the annotations use"
             )
-        # Not LVIS's or panoptic formats, which have readers of their own; once a machine, for COCO's take seconds.
+        # Only COCO's own format, not LVIS's or panoptic ones; in one process per machine, since it takes seconds.
         in_coco_format = getattr(part, "COCOAPI", None) is CocoDataset.COCOAPI
         if in_coco_format and "://" not in part.ann_file and os.environ.get("LOCAL_RANK", "0") == "0":
             _check_annotations(part)
@@ -56,17 +66,17 @@ def _check(dataset: Any) -> None:
         if unusable:
             raise FileNotFoundError(
                 f"{getattr(part, 'ann_file', type(part).__name__)}: {len(unusable)} of its {len(paths)} images are "
-                f"missing or empty, such as {', '.join(unusable[:_SHOWN])}: check data_root and data_prefix"
+                f"missing or empty, such as {listed(unusable, _SHOWN)}: check data_root and data_prefix"
             )
 
 
 def _check_annotations(part: CocoDataset) -> None:
-    content = coco_files.read_annotations(part.ann_file)
+    content = read_annotations(part.ann_file)
     categories = {category["id"] for category in content["categories"]}
-    strange = sum(entry["category_id"] not in categories for entry in content["annotations"])
-    if strange:
+    unknown = sum(entry["category_id"] not in categories for entry in content["annotations"])
+    if unknown:
         print_log(
-            f"{part.ann_file}: {strange} objects are of categories that the file does not have: they are background",
+            f"{part.ann_file}: {unknown} objects have categories that the file does not list: they are background",
             logger="current",
             level=logging.WARNING,
         )

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the epoch alone, not on what was drawn before."""
+"""Random numbers that depend only on the seed and the epoch, so that a resumed run draws the same ones."""
 
 import functools
 from typing import Any
@@ -11,20 +11,20 @@ from mmengine.runner import Runner, set_random_seed
 
 @HOOKS.register_module()
 class SeedEpochs(Hook):
-    """Seed every generator anew before each epoch, from the run's seed, the epoch and the rank.
+    """Seed every random generator before each epoch, from the run's seed, the epoch and the rank.
 
-    A run that was stopped and resumed then draws what the undisturbed run would have drawn: flips, crops, proposals
-    that are sampled. MMEngine seeds once, so that a resumed run repeats the first epoch's numbers. For loops by epoch;
-    persistent workers of the data loader are started anew with each epoch, since running ones cannot be seeded.
+    A run that was stopped and resumed then draws the same flips, crops and sampled proposals as a run that was not.
+    MMEngine seeds once, so that a resumed run repeats the first epoch's numbers. Works with epoch-based loops. The
+    data loader's persistent workers are restarted in each epoch, since running workers cannot be seeded.
     """
 
-    # After what draws once before training, ahead of all that could draw in the epoch.
+    # Runs before every other hook that could draw numbers in the epoch.
     priority = "VERY_HIGH"
 
     def before_train_epoch(self, runner: Runner) -> None:
-        # 31 bits, for MMEngine adds the workers' numbers and numpy takes 32.
+        # 31 bits: MMEngine adds the workers' numbers, and numpy takes at most 32 bits.
         [seed] = np.random.SeedSequence((runner.seed, runner.epoch)).generate_state(1) >> 1
-        # Deterministic algorithms, if wanted, were chosen when the run began.
+        # Whether algorithms are deterministic was set when the run began.
         set_random_seed(int(seed), diff_rank_seed=runner._randomness_cfg.get("diff_rank_seed", False))
         loader: Any = runner.train_dataloader
         initialise = loader.worker_init_fn

@@ -8,66 +8,73 @@ from typing import Any
 
 import torch
 
-from sa_mmdet.analysis.benchmark import ARMS, LEVELS, PLAIN, benchmark
-from sa_mmdet.written import written_aside
+from sa_mmdet.analysis.benchmark import benchmark
+from sa_mmdet.analysis.benchmark_plot import plot_ratios
+from sa_mmdet.analysis.benchmark_steps import LEVELS, PLAIN, VARIANTS
+from sa_mmdet.atomic_write import atomic_write_text
+from sa_mmdet.tool_options import add_device
+
+WIDTH = 18  # characters of a variant's name
 
 
 def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
-    print(f"\n{shape[0]} x {shape[1]}, batch {batch}: ratio to plain (fastest turns; median of turns), fastest turn")
-    for arm, found in results.items():
+    print(f"\n{shape[0]} x {shape[1]}, batch {batch}: ratios to plain, of the fastest turns and median of all turns")
+    modes = [mode for mode in ("inference", "backward", "training") if mode in results[PLAIN]]
+    shares = [mode for mode in modes if "share_of_copy" in results[PLAIN][mode]]
+    columns = dict.fromkeys(modes, f"{'fastest':>7} {'median':>7} {'time, ms':>9}")
+    columns |= {mode: f"{columns[mode]} {'of copy':>7}" for mode in shares}
+    if "memory" in results[PLAIN]:
+        columns["memory"] = f"{'ratio':>7} {'peak, MiB':>9}"
+    print(" | ".join([" " * WIDTH, *(f"{name:{len(text)}}" for name, text in columns.items())]))
+    print(" | ".join([f"{'variant':{WIDTH}}", *columns.values()]))
+    for variant, found in results.items():
         cells = []
-        for mode in ("inference", "backward", "training"):
-            if mode in found:
-                figures = found[mode]
-                cell = f"{mode} {figures['ratio_min']:6.3f} {figures['ratio_paired']:6.3f} {figures['min_ms']:9.2f} ms"
-                share = figures.get("share_of_copy")
-                cells.append(cell if share is None else f"{cell} {share:5.0%} of copy")
+        for mode in modes:
+            measured = found[mode]
+            ratios = f"{measured['ratio_min']:7.3f} {measured['ratio_paired']:7.3f}"
+            cells.append(f"{ratios} {measured['min_ms']:9.2f}")
+            cells[-1] += f" {measured['share_of_copy']:7.0%}" if mode in shares else ""
         if "memory" in found:
-            cells.append(f"memory {found['memory']['ratio']:6.3f} {found['memory']['peak_mib']:8.1f} MiB")
-        print(f"{arm:18}", " | ".join(cells), flush=True)
+            cells.append(f"{found['memory']['ratio']:7.3f} {found['memory']['peak_mib']:9.1f}")
+        print(" | ".join([f"{variant:{WIDTH}}", *cells]), flush=True)
 
 
-def plot(path: str, runs: list[dict[str, Any]]) -> None:
-    """Ratio to plain against the number of pixels in a batch, a panel a quantity."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    keys = {"inference": "ratio_min", "training": "ratio_min", "memory": "ratio"}
-    measured = [mode for mode in keys if mode in runs[0]["results"][PLAIN]]
-    figure, panels = pyplot.subplots(
-        1, len(measured), figsize=(4 * len(measured), 4), squeeze=False, constrained_layout=True
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("level", choices=LEVELS, help="the blocks' tails alone, ResNet-50, or RetinaNet with ResNet-50")
+    parser.add_argument(
+        "--shape",
+        nargs=2,
+        type=int,
+        action="append",
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the image in pixels; may be given several times (default: 480 640)",
     )
-    for panel, mode in zip(panels[0], measured, strict=True):
-        key = keys[mode]
-        for arm in runs[0]["results"]:
-            points = sorted(
-                (run["batch"] * run["shape"][0] * run["shape"][1] / 1e6, run["results"][arm][mode][key])
-                for run in runs
-                if mode in run["results"][arm]
-            )
-            panel.plot(*zip(*points, strict=True), marker="o", label=arm) if points else None
-        panel.set_title(f"{mode}, ratio to plain")
-        panel.set_xlabel("megapixels in a batch")
-        panel.grid(alpha=0.3)
-    panels[0][0].legend()
-    figure.savefig(path, dpi=120)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="numbers of images per batch (default: 1)")
+    default = [PLAIN, "reference", "fused", "se"]
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=default,
+        metavar="VARIANT",
+        help=f"what to measure beside plain, of {', '.join(VARIANTS)} (default: {' '.join(default)})",
+    )
+    parser.add_argument("--arms", dest="variants", nargs="+", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=10, help="turns of each variant (default: %(default)s)")
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu", "cuda if there is one, else cpu")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="float32, or float16 or bfloat16 for mixed precision (default: %(default)s)",
+    )
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory (default: measure it)")
+    parser.add_argument("--json", help="file for all measurements (default: none)")
+    parser.add_argument("--png", help="file for a plot of the ratios by size (default: none)")
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("level", choices=LEVELS)
-    parser.add_argument("--shape", nargs=2, type=int, action="append", help="height width; may be given several times")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1])
-    parser.add_argument("--arms", nargs="+", default=[PLAIN, "reference", "fused", "se"], help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", help="float32, or float16 or bfloat16 for mixed precision")
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--json", help="file for all figures")
-    parser.add_argument("--png", help="file for a plot of the ratios against the size")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     runs = []
     for shape in arguments.shape or [[480, 640]]:
         for batch in arguments.batch:
@@ -76,14 +83,14 @@ def main() -> None:
                     arguments.level,
                     tuple(shape),
                     batch,
-                    arguments.arms,
+                    arguments.variants,
                     arguments.repeats,
                     arguments.device,
                     arguments.dtype,
                     not arguments.no_memory,
                 )
             except ValueError as error:
-                parser.error(str(error))
+                parser().error(str(error))
             print_table(shape, batch, results)
             runs.append(dict(shape=shape, batch=batch, results=results))
     cpu = platform.processor() or f"a {platform.machine()} CPU"
@@ -91,10 +98,9 @@ def main() -> None:
     threads = torch.get_num_threads()
     header = dict(command=sys.argv[1:], machine=machine, threads=threads, torch=torch.__version__)
     if arguments.json:
-        with written_aside(arguments.json) as aside:
-            aside.write_text(json.dumps(dict(header, runs=runs), indent=2))
+        atomic_write_text(arguments.json, json.dumps(dict(header, runs=runs), indent=2))
     if arguments.png:
-        plot(arguments.png, runs)
+        plot_ratios(arguments.png, runs)
 
 
 if __name__ == "__main__":

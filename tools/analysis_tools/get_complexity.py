@@ -1,4 +1,4 @@
-"""Count the parameters and multiply-adds of configs, by part; needs no data, no weights and no GPU."""
+"""Count the parameters and multiply-adds of configs, by part; needs no data, weights or GPU."""
 
 import argparse
 import csv
@@ -44,24 +44,24 @@ def write(rows: list[dict[str, Any]], style: str) -> None:
         print("config".ljust(width), *(column.rjust(11) for column in COLUMNS[1:]))
         for values in rows:
             print(values["config"].ljust(width), *(f"{values[column]:11.4f}" for column in COLUMNS[1:]))
-        print("\nparams in millions; multiply-adds for one image in billions, attention apart from its part")
+        print("\nparams in millions; multiply-adds for one image in billions; the parts do not include attention")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="config whose model is a detector or a backbone")
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="configs whose model is a detector or a backbone")
     parser.add_argument(
         "--shape",
         nargs="+",
         type=int,
         help="height and width in pixels, or one number for both (default: 800 1280 for detectors, 224 for backbones)",
     )
-    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="(default: %(default)s)")
     parser.add_argument(
         "--convention",
         choices=CONVENTIONS,
         default="mmengine",
-        help="count as MMEngine does, or as the SA-Net paper did",
+        help="count as MMEngine does, or as the SA-Net paper did (default: %(default)s)",
     )
     arguments = parser.parse_args()
     shape = None

@@ -1,7 +1,7 @@
-"""Write one static HTML page on a set of trainings: figures beside the paper's, curves, significance, pictures.
+"""Write one static HTML page about a set of trainings: metrics beside the paper's, curves, significance, images.
 
-The first work dir's arm is what the others are compared with. Significance and pictures need results.bbox.json in the
-work dirs, which run_comparison leaves there.
+The others are compared with the first work directory's variant. Significance and images need results.bbox.json in the
+work directories, which run_comparison leaves there.
 """
 
 import argparse
@@ -10,22 +10,28 @@ import shlex
 import sys
 from pathlib import Path
 
-import sa_mmdet
-from sa_mmdet.analysis.report import build_report
-from sa_mmdet.analysis.runs import Run, read_run
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import atomic_write_text
+from sa_mmdet.evaluation import Run, read_run
+from sa_mmdet.evaluation.report import build_report
+from sa_mmdet.tool_options import add_resamples
 
-TABLES = Path(sa_mmdet.__file__).resolve().parent / ".mim" / "configs" / "_paper_"
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work_dirs", nargs="+", metavar="work_dir", help="work directories of trainings")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="the page to write (default: %(default)s)"
+    )
+    parser.add_argument("--speed", help="JSON file that benchmark.py wrote with --json (default: none)")
+    add_resamples(parser)
+    parser.add_argument(
+        "--pictures", type=int, default=6, metavar="IMAGES", help="number of images to show (default: %(default)s)"
+    )
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work_dirs", nargs="+", metavar="work_dir")
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
-    parser.add_argument("--speed", help="what benchmark.py --json wrote")
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--pictures", type=int, default=6)
-    arguments = parser.parse_args()
+    arguments = parse()
     runs: list[Run] = []
     skipped = []
     for folder in arguments.work_dirs:
@@ -38,9 +44,8 @@ def main() -> None:
     try:
         speed = json.loads(Path(arguments.speed).read_text()) if arguments.speed else None
         command = shlex.join(["python", "tools/analysis_tools/report.py", *sys.argv[1:]])
-        page = build_report(runs, TABLES, skipped, speed, arguments.resamples, arguments.pictures, command)
-        with written_aside(arguments.out) as aside:
-            aside.write_text(page)
+        page = build_report(runs, skipped, speed, arguments.resamples, arguments.pictures, command)
+        atomic_write_text(arguments.out, page)
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"report: {error}")
     for line in skipped:

@@ -2,15 +2,15 @@
 
 import argparse
 
-from sa_mmdet.datasets import make_shapes
+from sa_mmdet.coco_format import make_shapes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", help="folder to make")
-    parser.add_argument("--train", type=int, default=400, help="number of training images")
-    parser.add_argument("--val", type=int, default=80, help="number of held-out images")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("root", help="the folder to make")
+    parser.add_argument("--train", type=int, default=400, help="number of training images (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=80, help="number of held-out images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         make_shapes(arguments.root, dict(train=arguments.train, val=arguments.val), arguments.seed)

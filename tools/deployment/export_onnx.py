@@ -1,6 +1,7 @@
 """Export a detector's backbone and neck to ONNX, with dynamic batch, height and width.
 
-The shuffles and batch norms of an SAResNet are baked in. --check compares with ONNX Runtime on images.
+The shuffles and batch norms of an SAResNet are folded into its convolutions. --check compares the file's outputs in
+ONNX Runtime with PyTorch's.
 """
 
 import argparse
@@ -21,24 +22,26 @@ TOLERANCE = 1e-4
 
 
 def images(cfg: Config, paths: list[str]) -> Iterator[Tensor]:
-    """As the detector's own preprocessor makes them of pictures."""
+    """Image files as the detector's own preprocessor prepares them."""
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
         preprocess: Any = MODELS.build(cfg.model.data_preprocessor)
     for path in paths:
-        picture = mmcv.imread(path)
-        if picture is None:
-            raise ValueError(f"{path}: is no picture")
-        yield preprocess(dict(inputs=[torch.from_numpy(picture).permute(2, 0, 1)], data_samples=None))["inputs"]
+        image = mmcv.imread(path)
+        if image is None:
+            raise ValueError(f"{path}: is not a readable image")
+        yield preprocess(dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)], data_samples=None))["inputs"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("checkpoint")
+    parser.add_argument("config", help="the detector's config")
+    parser.add_argument("checkpoint", help="its weights")
     parser.add_argument("target", help="the .onnx file to write")
-    parser.add_argument("--backbone-only", action="store_true", help="leave the neck out")
-    parser.add_argument("--keep-shuffle", action="store_true", help="export the backbone as it is trained")
-    parser.add_argument("--check", nargs="+", default=[], metavar="IMAGE", help="compare with ONNX Runtime on these")
+    parser.add_argument("--backbone-only", action="store_true", help="export without the neck (default: with it)")
+    parser.add_argument(
+        "--keep-shuffle", action="store_true", help="export the backbone as it was trained (default: folded)"
+    )
+    parser.add_argument("--check", nargs="+", default=[], metavar="IMAGE", help="images to compare on (default: none)")
     arguments = parser.parse_args()
     try:
         cfg = Config.fromfile(arguments.config)

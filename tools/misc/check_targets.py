@@ -1,4 +1,4 @@
-"""Measure this project's targets for the cost of shuffle attention, and say of each whether it is met."""
+"""Measure the cost of shuffle attention against this project's targets, and say whether each is met."""
 
 import argparse
 import sys
@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 import torch
 
 from sa_mmdet.analysis.benchmark import benchmark
+from sa_mmdet.tool_options import add_device
 
 
 class Target(NamedTuple):
-    """A limit on a figure of the fused arm."""
+    """A limit on a measurement of the fused variant."""
 
     level: str
     mode: str
-    figure: str
+    quantity: str
     limit: float
     at_least: bool = False  # or at most
 
 
-# What is measured, and against which limits. Figures 'ratio...' are beside the plain ResNet-50 in the same run.
+# What is measured, and the limits. The ratios are to the plain ResNet-50 in the same run.
 CPU = [
     Target("backbone", "inference", "ratio_paired", 1.10),
     Target("backbone", "training", "ratio_paired", 1.08),
@@ -37,26 +38,31 @@ CUDA = [
 
 
 def measure(level: str, shape: tuple[int, int], batch: int, repeats: int, device: str, dtype: str) -> dict[str, Any]:
-    """The fused arm's figures, by mode."""
-    # Where Inductor works, its forms are the rivals to know.
+    """The fused variant's measurements, by mode."""
+    # On a GPU, what torch.compile reaches is worth comparing with.
     rivals = ["plain-compile", "reference-compile"] if device.startswith("cuda") else []
     results = benchmark(level, shape, batch, ["published", "fused", *rivals], repeats, device, dtype)
-    for arm, found in results.items():
-        print(
-            "  ", arm, {mode: round(figures["ratio_paired"], 3) for mode, figures in found.items() if mode != "memory"}
-        )
+    for variant, found in results.items():
+        ratios = {mode: round(measured["ratio_paired"], 3) for mode, measured in found.items() if mode != "memory"}
+        print("  ", variant, ratios)
     fused, published = results["fused"], results["published"]
-    for mode, figures in fused.items():
+    for mode, measured in fused.items():
         if mode != "memory":
-            figures["speed_of_published"] = published[mode]["min_ms"] / figures["min_ms"]
+            measured["speed_of_published"] = published[mode]["min_ms"] / measured["min_ms"]
     return fused
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shape", nargs=2, type=int, help="height width; default 800 1333 on a GPU, 480 640 on a CPU")
-    parser.add_argument("--repeats", type=int, default=15)
+    add_device(parser, "cuda" if torch.cuda.is_available() else "cpu", "cuda if there is one, else cpu")
+    parser.add_argument(
+        "--shape",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the image in pixels (default: 800 1333 on a GPU, 480 640 on a CPU)",
+    )
+    parser.add_argument("--repeats", type=int, default=15, help="turns of each variant (default: %(default)s)")
     arguments = parser.parse_args()
     gpu = arguments.device.startswith("cuda")
     targets = CUDA if gpu else CPU
@@ -69,12 +75,12 @@ def main() -> None:
                 found = measure(level, shape, batch, arguments.repeats, arguments.device, dtype)
                 for target in targets:
                     if target.level == level:
-                        value = found[target.mode][target.figure]
+                        value = found[target.mode][target.quantity]
                         met = value >= target.limit if target.at_least else value <= target.limit
                         missed += not met
                         sign = ">=" if target.at_least else "<="
                         print(
-                            f"   {'met   ' if met else 'MISSED'} {target.mode} {target.figure} {value:.3f}"
+                            f"   {'met   ' if met else 'MISSED'} {target.mode} {target.quantity} {value:.3f}"
                             f" (target {sign} {target.limit})",
                             flush=True,
                         )

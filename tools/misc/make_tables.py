@@ -1,6 +1,6 @@
-"""Write the result tables of configs/*/README.md from the metafiles and the paper's figures.
+"""Write the result tables of configs/*/README.md from the metafiles and the paper's results.
 
-Run it from a source checkout after a metafile changed; a test fails when a table is stale.
+Run it in a source checkout after a metafile has changed; a test fails when a table is out of date.
 """
 
 import argparse
@@ -10,14 +10,15 @@ from pathlib import Path
 
 from mmengine.fileio import load
 
-from sa_mmdet.written import written_aside
+from sa_mmdet.atomic_write import atomic_write_text
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 ATTENTION = {"": "none", "se": "SE", "eca": "ECA", "sge": "SGE", "cbam": "CBAM", "sa": "SA"}
-# Column of the paper's CSV, and the metric's name in a metafile (after "box" or "mask").
+# The paper's names of the ablations and methods, in the first column of its tables.
 ABLATION = {"without-norm": "w/o_gn", "without-shuffle": "w/o_shuffle", "without-fc": "w/o_Fc", "conv": "1x1_conv"}
 METHOD = {"": "ResNet", "se": "SENet", "eca": "ECA-Net", "sge": "SGE-Net", "cbam": "CBAM", "sa": "SA-Net"}
+# The column of the paper's CSV, and the metric's name in a metafile (after "box" or "mask").
 METRICS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_s": "APS", "ap_m": "APM", "ap_l": "APL"}
 
 
@@ -27,62 +28,62 @@ def paper_rows(table: str) -> list[dict[str, str]]:
 
 
 def find_row(rows: list[dict[str, str]], **keys: str) -> dict[str, str]:
-    """The paper's row, or an empty one where the paper has none."""
+    """The paper's row, or an empty one if the paper has none."""
     return next((row for row in rows if all(row.get(k, v) == v for k, v in keys.items())), {})
 
 
 def table(folder: Path) -> str:
-    """One line a config with the paper's figures, and one with ours where the metafile has results."""
+    """One line per config with the paper's results, and one with ours where the metafile has some."""
     metafile = load(folder / "metafile.yml")
     detector = metafile["Collections"][0]["Name"].removesuffix(" with attention")
     boxes, masks = paper_rows("table3_coco_detection.csv"), paper_rows("table4_coco_instance_segmentation.csv")
-    # Kind of figure, the task under which a metafile holds it, the paper's rows.
+    # The kind of metric, its task in a metafile, the paper's rows.
     kinds = [("box", "Object Detection", boxes)]
     if folder.name == "mask_rcnn":
         kinds.append(("mask", "Instance Segmentation", masks))
-    header = ["config", "attention", "figures", "Param. (M)", "GFLOPs"]
+    header = ["config", "attention", "results", "Param. (M)", "GFLOPs"]
     header += [f"{kind} {name}" for kind, _, _ in kinds for name in METRICS.values()]
     lines = [header, ["---"] * len(header)]
     for model in metafile["Models"]:
-        arm, _, depth = model["Name"].split("_")[1].rpartition("-")
-        keys = dict(detector=detector, backbone=depth.replace("r", "ResNet-"), attention=ATTENTION[arm])
-        name = [f"[{model['Name']}]({Path(model['Config']).name})", ATTENTION[arm]]
+        variant, _, depth = model["Name"].split("_")[1].rpartition("-")
+        keys = dict(detector=detector, backbone=depth.replace("r", "ResNet-"), attention=ATTENTION[variant])
+        name = [f"[{model['Name']}]({Path(model['Config']).name})", ATTENTION[variant]]
         found = [find_row(rows, **keys) for _, _, rows in kinds]
-        figures = [row.get(column, "") for row in found for column in METRICS]
+        values = [row.get(column, "") for row in found for column in METRICS]
         source = "paper" if any(found) else "not in the paper"
-        lines.append([*name, source, found[0].get("params_m", ""), found[0].get("gflops", ""), *figures])
+        lines.append([*name, source, found[0].get("params_m", ""), found[0].get("gflops", ""), *values])
         results = {result["Task"]: result["Metrics"] for result in model.get("Results", [])}
         if results:
-            figures = [str(results.get(task, {}).get(f"{k} {m}", "")) for k, task, _ in kinds for m in METRICS.values()]
-            lines.append([*name, "ours", "", "", *figures])
+            values = [str(results.get(task, {}).get(f"{k} {m}", "")) for k, task, _ in kinds for m in METRICS.values()]
+            lines.append([*name, "ours", "", "", *values])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def classification_table(folder: Path) -> str:
-    """As :func:`table`, of the paper's Tables 2 and 1."""
-    ablations, arms = paper_rows("table1_ablation_imagenet.csv"), paper_rows("table2_imagenet.csv")
-    header = ["config", "attention", "figures", "Param. (M)", "GFLOPs", "top-1", "top-5"]
+    """As :func:`table`, for the paper's Tables 2 and 1."""
+    ablations, methods = paper_rows("table1_ablation_imagenet.csv"), paper_rows("table2_imagenet.csv")
+    header = ["config", "attention", "results", "Param. (M)", "GFLOPs", "top-1", "top-5"]
     lines = [header, ["---"] * len(header)]
     for model in load(folder / "metafile.yml")["Models"]:
         match = re.fullmatch(r"(?:([a-z]+)-)?r(\d+)(?:-([a-z-]+))?_8xb32_in1k", model["Name"])
-        if match is None:  # an example, of other data
+        if match is None:  # an example with other data
             continue
-        arm, depth, ablation = match.groups(default="")
+        variant, depth, ablation = match.groups(default="")
         if ablation:
             found = find_row(ablations, method=ABLATION[ablation])
         else:
-            found = find_row(arms, method=METHOD[arm], backbone=f"ResNet-{depth}")
-        name = [f"[{model['Name']}]({Path(model['Config']).name})", " ".join((ATTENTION[arm], ablation)).strip()]
+            found = find_row(methods, method=METHOD[variant], backbone=f"ResNet-{depth}")
+        name = [f"[{model['Name']}]({Path(model['Config']).name})", " ".join((ATTENTION[variant], ablation)).strip()]
         columns = ("params_m", "gflops", "top1", "top5")
         lines.append([*name, "paper", *(found.get(column, "") for column in columns)])
         for result in model.get("Results", []):
-            figures = [str(result["Metrics"].get(metric, "")) for metric in ("Top 1 Accuracy", "Top 5 Accuracy")]
-            lines.append([*name, "ours", "", "", *figures])
+            values = [str(result["Metrics"].get(metric, "")) for metric in ("Top 1 Accuracy", "Top 5 Accuracy")]
+            lines.append([*name, "ours", "", "", *values])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def updated(folder: Path) -> str:
-    """The README of a config folder with its table made anew."""
+    """The README of a config folder with a new table."""
     before, _, rest = (folder / "README.md").read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     made = classification_table(folder) if folder.name == "imagenet" else table(folder)
@@ -97,8 +98,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     for folder in folders():
         text = updated(folder)
-        with written_aside(folder / "README.md") as aside:
-            aside.write_text(text)
+        atomic_write_text(folder / "README.md", text)
         print(f"{folder / 'README.md'}")
 
 

@@ -1,6 +1,6 @@
 """Fold batch norms and channel shuffles of a detector's SAResNet into its convolutions, for inference.
 
-Writes the weights and, beside them, the config that takes them (TARGET with the suffix .py).
+Writes the weights and, beside them, the config that uses them (TARGET with the suffix .py).
 """
 
 import argparse
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from sa_mmdet.atomic_write import atomic_write
 from sa_mmdet.checkpoints import write
 from sa_mmdet.deployment import bake_detector
-from sa_mmdet.written import written_aside
 
 TOLERANCE = 1e-5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("checkpoint")
+    parser.add_argument("config", help="the model's config")
+    parser.add_argument("checkpoint", help="its weights")
     parser.add_argument("target", type=Path, help="the file of weights to write: .pth or .safetensors")
     arguments = parser.parse_args()
     try:
@@ -30,8 +30,8 @@ def main() -> None:
             )
         write(arguments.target, state, dict(cfg=cfg.pretty_text, baked=True))
         config = arguments.target.with_suffix(".py")
-        with written_aside(config) as aside:
-            cfg.dump(aside)
+        with atomic_write(config) as temporary:
+            cfg.dump(temporary)
     except (OSError, ValueError) as error:
         sys.exit(f"bake_shuffle: {error}")
     print(f"largest difference of an output, relative to the largest: {difference:.1e}")

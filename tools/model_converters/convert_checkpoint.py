@@ -1,7 +1,7 @@
 """Convert released weights of a ResNet with or without attention for MMDetection's configs.
 
 Takes the files of the authors of SA-Net, SE (both), ECA, SGE, CBAM and BAM and of torchvision, timm, MMPretrain and
-MMDetection: .pth, .pth.tar and .safetensors. Loads nothing but tensors.
+MMDetection, as .pth, .pth.tar and .safetensors. Loads nothing but tensors.
 """
 
 import argparse
@@ -11,12 +11,11 @@ from collections import Counter
 from pathlib import Path
 
 from sa_mmdet import __version__
-from sa_mmdet.checkpoints import ATTENTIONS, Converted, convert, write
-from sa_mmdet.checkpoints.conversion import digest
+from sa_mmdet.checkpoints import ATTENTIONS, Converted, convert, digest, write
 
 
 def report(converted: Converted, target: str) -> None:
-    """Print what maps where, blocks of a kind as one line, what is left over, and the config to use."""
+    """Print which key becomes which, similar blocks on one line; the unused keys; and the config to use."""
 
     def pattern(key: str) -> str:
         return re.sub(
@@ -31,20 +30,32 @@ def report(converted: Converted, target: str) -> None:
     for (source, name), count in pairs.items():
         print(f"{source:{width}} -> {name}{f'  ({count})' if count > 1 else ''}")
     if converted.added:
-        print(f"added: {len(converted.added)} counters num_batches_tracked, which the file lacks")
-    print(f"left over: {', '.join(converted.left_over) or 'nothing'}")
+        print(f"added: {len(converted.added)} counters num_batches_tracked, which the file does not have")
+    print(f"unused keys: {', '.join(converted.left_over) or 'none'}")
     options = ", ".join(f"{key}={value!r}" for key, value in converted.backbone.items())
     print(f"backbone=dict({options}, init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint='{target}'))")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source")
-    parser.add_argument("target", help="the file to write: .pth, or .safetensors")
-    parser.add_argument("--attention", default="auto", choices=["auto", *ATTENTIONS], help="what must be in it")
-    parser.add_argument("--depth", default="auto", choices=["auto", "18", "34", "50", "101", "152"])
-    parser.add_argument("--prefix", help="of the backbone's keys, such as 'backbone.' in a detector's file")
-    parser.add_argument("--dtype", choices=["float32"], help="widen half-precision weights")
+    parser.add_argument("source", help="the file to read")
+    parser.add_argument("target", help="the file to write: .pth or .safetensors")
+    parser.add_argument(
+        "--attention",
+        default="auto",
+        choices=["auto", *ATTENTIONS],
+        help="refuse a file with another attention (default: %(default)s, take any)",
+    )
+    parser.add_argument(
+        "--depth",
+        default="auto",
+        choices=["auto", "18", "34", "50", "101", "152"],
+        help="refuse a file with another depth (default: %(default)s, take any)",
+    )
+    parser.add_argument(
+        "--prefix", help="prefix of the backbone's keys, such as 'backbone.' in a detector's file (default: found)"
+    )
+    parser.add_argument("--dtype", choices=["float32"], help="widen half-precision weights (default: refuse them)")
     arguments = parser.parse_args()
     try:
         converted = convert(arguments.source, arguments.attention, arguments.depth, arguments.prefix, arguments.dtype)

@@ -1,21 +1,25 @@
-"""Strip a checkpoint to its weights, with a header (config, classes, versions, metrics) and a hash in the name.
+"""Reduce a checkpoint to its weights, with a header (config, classes, versions, metrics) and a hash in the name.
 
-The file loads wherever a checkpoint does: init_cfg, mim test, DetInferencer. --part backbone --naming released gives
-the authors' names back.
+The file loads wherever a checkpoint does: init_cfg, mim test, DetInferencer. --part backbone --naming released restores
+the names that the attention modules' authors use.
 """
 
 import argparse
 import sys
 
-from sa_mmdet.checkpoints.publishing import NAMINGS, PARTS, publish
+from sa_mmdet.checkpoints import NAMINGS, PARTS, publish
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source")
+    parser.add_argument("source", help="the checkpoint to read")
     parser.add_argument("target", help="the file to write: .pth, .pth.tar or .safetensors; the hash is added")
-    parser.add_argument("--part", default="model", choices=PARTS)
-    parser.add_argument("--naming", default="mmdet", choices=NAMINGS)
+    parser.add_argument(
+        "--part", default="model", choices=PARTS, help="all weights, or the backbone's (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--naming", default="mmdet", choices=NAMINGS, help="names of the backbone's layers (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     try:
         print(publish(arguments.source, arguments.target, arguments.part, arguments.naming))

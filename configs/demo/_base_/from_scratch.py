@@ -20,7 +20,7 @@ default_hooks = dict(
 )
 randomness = dict(seed=0)
 
-# Data sets in COCO's format: a config adds data_root, metainfo and pipelines.
+# Data sets in COCO's format: each config adds data_root, metainfo and pipelines.
 loader = dict(batch_size=8, num_workers=1, persistent_workers=True)
 dataset = dict(type="CocoDataset", data_prefix=dict(img="images/"))
 train_dataloader = dict(

@@ -1,0 +1,7 @@
+# Efficient channel attention in every stage, with the kernel sizes of the released ResNet-50. How configs use this
+# base: see sa.py.
+backbone = dict(
+    type="AttentionResNet",
+    attention=[dict(type="EfficientChannelAttention", kernel_size=k) for k in (3, 5, 5, 7)],
+    init_cfg=dict(type="ResNetPretrained"),
+)

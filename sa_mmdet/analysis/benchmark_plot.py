@@ -1,0 +1,37 @@
+"""A plot of what the benchmark measured."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sa_mmdet.plotting import pyplot, save_figure
+
+from .benchmark_steps import PLAIN
+
+_RATIOS = {"inference": "ratio_min", "training": "ratio_min", "memory": "ratio"}
+
+
+def plot_ratios(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the ratios to the plain network by the number of pixels in a batch, one panel per quantity.
+
+    Args:
+        path: The image file, written atomically.
+        runs: The benchmark's 'results' for each 'shape' and 'batch'.
+    """
+    measured = [mode for mode in _RATIOS if mode in runs[0]["results"][PLAIN]]
+    size = (4 * len(measured), 4)
+    figure, panels = pyplot().subplots(1, len(measured), figsize=size, squeeze=False, constrained_layout=True)
+    for panel, mode in zip(panels[0], measured, strict=True):
+        for variant in runs[0]["results"]:
+            points = sorted(
+                (run["batch"] * run["shape"][0] * run["shape"][1] / 1e6, run["results"][variant][mode][_RATIOS[mode]])
+                for run in runs
+                if mode in run["results"][variant]
+            )
+            if points:
+                panel.plot(*zip(*points, strict=True), marker="o", label=variant)
+        panel.set_title(f"{mode}, ratio to plain")
+        panel.set_xlabel("megapixels in a batch")
+        panel.grid(alpha=0.3)
+    panels[0][0].legend()
+    save_figure(figure, path, dpi=120)

@@ -1,0 +1,61 @@
+"""Detections in COCO's result format, read and checked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pycocotools.coco import COCO
+
+from .values import are_numbers, check_compressed_mask
+
+
+def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
+    """Read and check detections in COCO's result format.
+
+    Args:
+        path: The file.
+        coco: The annotations of the images.
+
+    Raises:
+        ValueError: The file cannot be read, an entry lacks a field, has an invalid score, box or mask, or names an
+            image or a category that the annotations do not have.
+    """
+    try:
+        entries = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: is not readable as JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: must hold a list of detections, but holds a {type(entries).__name__}")
+    images, categories = set(coco.getImgIds()), set(coco.getCatIds())
+    for number, entry in enumerate(entries):
+        where = f"{path}: entry {number}"
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where} is not an object")
+        missing = [name for name in ("image_id", "category_id", "score") if name not in entry]
+        if missing or not {"bbox", "segmentation"} & set(entry):
+            raise ValueError(f"{where} lacks {', '.join(missing) or 'both bbox and segmentation'}")
+        if not _is_known(entry["image_id"], images):
+            raise ValueError(
+                f"{where} names the image {entry['image_id']!r}, which the annotations do not have: do these results "
+                "belong to other images?"
+            )
+        if not _is_known(entry["category_id"], categories):
+            raise ValueError(f"{where} names the category {entry['category_id']!r}, which the annotations do not have")
+        if not are_numbers([entry["score"]]) or not are_numbers(entry.get("bbox", [0] * 4), 4):
+            raise ValueError(
+                f"{where} has an invalid score or box: {entry['score']!r}, {entry.get('bbox')!r}: give finite numbers"
+            )
+        if "segmentation" in entry:
+            check_compressed_mask(entry["segmentation"], coco.imgs[entry["image_id"]], where)
+    return entries
+
+
+def _is_known(value: Any, known: set[Any]) -> bool:
+    return isinstance(value, int | str) and value in known
+
+
+def tasks_of(entries: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The tasks, 'bbox' and 'segm', that every one of the detections has an answer to."""
+    fields = {"bbox": "bbox", "segm": "segmentation"}
+    return {task for task, name in fields.items() if entries and all(name in entry for entry in entries)}

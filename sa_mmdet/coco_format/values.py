@@ -1,0 +1,109 @@
+"""Checks of single values in COCO's files: numbers and masks."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+LONGEST_SIDE = 100_000  # pixels; a mask of a larger image does not fit into memory
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def are_numbers(values: Any, count: int | None = None) -> bool:
+    """Whether a value is a list of finite numbers that a position or an area in an image could have.
+
+    Args:
+        values: The value.
+        count: How many numbers there must be; any number if None.
+    """
+    return (
+        isinstance(values, list)
+        and (count is None or len(values) == count)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+        and all(abs(v) <= LONGEST_SIDE**2 for v in values)
+    )
+
+
+def check_segmentation(segmentation: Any, image: Mapping[str, Any], where: str) -> None:
+    """Check an annotation's mask: polygons, or a run-length code, whose counts may be a list.
+
+    Args:
+        segmentation: The mask.
+        image: The image's entry, with its height and width.
+        where: The file and the entry, which errors name.
+
+    Raises:
+        ValueError: It is neither, or the run-length code has another size than the image.
+    """
+    size = [image["height"], image["width"]]
+    if isinstance(segmentation, dict):
+        counts = segmentation.get("counts")
+        if isinstance(counts, str):
+            check_compressed_mask(segmentation, image, where)
+        elif (
+            segmentation.get("size") != size
+            or not isinstance(counts, list)
+            or not all(is_integer(c) and c >= 0 for c in counts)
+            or sum(counts) != size[0] * size[1]
+        ):
+            raise ValueError(f"{where} has a run-length code that does not fit an image of size {size}")
+    elif not isinstance(segmentation, list) or not all(_is_polygon(polygon) for polygon in segmentation):
+        raise ValueError(f"{where} has a mask that is not a list of polygons of at least three points each")
+
+
+def check_compressed_mask(mask: Any, image: Mapping[str, Any], where: str) -> None:
+    """Check a mask that must be a compressed run-length code.
+
+    pycocotools reads past the end of a truncated code, and does not return for a code of another size.
+
+    Args:
+        mask: The mask.
+        image: The image's entry, with its height and width.
+        where: The file and the entry, which errors name.
+
+    Raises:
+        ValueError: It is not such a code, or has another size than the image.
+    """
+    size = [image["height"], image["width"]]
+    counts = mask.get("counts") if isinstance(mask, dict) and mask.get("size") == size else None
+    if not isinstance(counts, str) or _pixels(counts) != size[0] * size[1]:
+        raise ValueError(f"{where} has a mask that is not a compressed run-length code of the image's size {size}")
+
+
+def _is_polygon(polygon: Any) -> bool:
+    return (
+        are_numbers(polygon)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(abs(v) <= 2 * LONGEST_SIDE for v in polygon)
+    )
+
+
+def _pixels(code: str) -> int | None:
+    """The sum of a compressed code's counts, or None if the code is invalid.
+
+    Each character holds six bits, counted from '0': five bits of a count, the lowest first, and one that says whether
+    more follow. From the fourth count on, what is stored is the difference to the count before last.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in code:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        if len(counts) > 2:
+            value += counts[-2]
+        if value < 0:
+            return None
+        counts.append(value)
+        value = shift = 0
+    return None if shift else sum(counts)

@@ -1,0 +1,7 @@
+"""What many runs reached: trainings and tests, their comparison, its significance, and a report."""
+
+from .average_precision import METRICS, TASKS, Evaluation, evaluate
+from .comparison import Comparison, common_tasks, compare
+from .runs import Run, read_run
+
+__all__ = ["METRICS", "TASKS", "Comparison", "Evaluation", "Run", "common_tasks", "compare", "evaluate", "read_run"]

@@ -1,0 +1,176 @@
+"""How sure the differences between several models are: one call from result files to sentences."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from sa_mmdet.coco_format import load_annotations, load_results, tasks_of
+
+from .average_precision import METRICS, TASKS, Evaluation, Floats, evaluate_files
+from .bootstrap import bootstrap, steps
+
+# For each metric: 'difference', and the ends of its interval, 'low' and 'high'; 0 to 1.
+Difference = dict[str, dict[str, float]]
+
+
+@dataclass
+class Comparison:
+    """Several variants of a model, each with one run or several, evaluated on the same images for one task."""
+
+    task: str
+    variants: list[str]  # their names; the first is what the others are compared with
+    runs: list[list[Evaluation]]  # for each variant, its runs
+    means: list[dict[str, float]]  # for each variant, its metrics averaged over its runs
+    differences: list[Difference]  # for each variant but the first
+    level: float  # of the intervals
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return self.runs[0][0].images
+
+    @property
+    def deviations(self) -> list[dict[str, float | None]]:
+        """For each variant, each metric's standard deviation from run to run; None with a single run."""
+        return [
+            {m: statistics.stdev(run.points[m] for run in runs) if len(runs) > 1 else None for m in METRICS}
+            for runs in self.runs
+        ]
+
+    def sentences(
+        self,
+        metrics: Sequence[str] = ("AP",),
+        interval: str = "interval over the images",
+        with_images: bool = False,
+        with_runs: bool = False,
+    ) -> list[str]:
+        """State each difference in plain words.
+
+        Args:
+            metrics: Which metrics, of :data:`METRICS`.
+            interval: What the interval is called.
+            with_images: Whether to say how many images there are.
+            with_runs: Whether to say how many runs there are.
+        """
+        found = []
+        for name, runs, row in zip(self.variants[1:], self.runs[1:], self.differences, strict=True):
+            evidence = [f"{self.images} images"] if with_images else []
+            evidence += [f"{len(runs)} against {len(self.runs[0])} runs"] if with_runs else []
+            for metric in metrics:
+                what, label = f"{name} - {self.variants[0]}", f"{TASKS[self.task]} {metric}"
+                found.append(_sentence(what, label, row[metric], f"{self.level:.0%} {interval}", evidence))
+        return found
+
+
+def compare(
+    annotations: str | Path,
+    variants: Sequence[tuple[str, Sequence[str | Path]]],
+    task: str,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> Comparison:
+    """Evaluate result files, and judge the differences between the variants by a paired bootstrap of the images.
+
+    Args:
+        annotations: The file of COCO annotations.
+        variants: The variants' names and the result files of their runs; the others are compared with the first.
+        task: 'bbox' or 'segm'.
+        resamples: How many times the images are drawn anew.
+        level: The confidence level of the intervals, between 0 and 1.
+        seed: The seed of the draws.
+        show_progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: A file cannot be read or is invalid.
+    """
+    flat = evaluate_files(annotations, [path for _, paths in variants for path in paths], task)
+    runs, begin = [], 0
+    for _, paths in variants:
+        runs.append(flat[begin : begin + len(paths)])
+        begin += len(paths)
+    means = [{m: float(np.mean([run.points[m] for run in found])) for m in METRICS} for found in runs]
+    differences: list[Difference] = []
+    if len(runs) > 1:
+        with tqdm(
+            total=steps(flat, resamples), desc=f"{resamples} resamples", leave=False, disable=not show_progress
+        ) as bar:
+            drawn = iter(bootstrap(flat, resamples, seed, bar.update))
+        samples = [_mean([next(drawn) for _ in found]) for found in runs]
+        differences = [
+            difference(mean, sample, means[0], samples[0], level)
+            for mean, sample in zip(means[1:], samples[1:], strict=True)
+        ]
+    return Comparison(task, [name for name, _ in variants], runs, means, differences, level)
+
+
+def difference(
+    points: Mapping[str, float],
+    samples: Mapping[str, Floats],
+    base_points: Mapping[str, float],
+    base_samples: Mapping[str, Floats],
+    level: float = 0.95,
+) -> Difference:
+    """The differences of a variant's metrics to another one's, with the ends of their intervals.
+
+    Args:
+        points: The variant's metrics.
+        samples: Its metrics in each resample.
+        base_points: The metrics of the variant that it is compared with.
+        base_samples: The same for the resamples.
+        level: The confidence level of the intervals, between 0 and 1.
+    """
+    tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
+    row = {}
+    for name in METRICS:
+        spread = samples[name] - base_samples[name]
+        spread = spread[np.isfinite(spread)]
+        low, high = np.percentile(spread, tails) if len(spread) else (math.nan, math.nan)
+        row[name] = dict(difference=points[name] - base_points[name], low=float(low), high=float(high))
+    return row
+
+
+def common_tasks(annotations: str | Path, results: Sequence[str | Path]) -> tuple[list[str], list[str | Path]]:
+    """Find the tasks that all result files answer, and check all files before the long part begins.
+
+    Args:
+        annotations: The file of COCO annotations.
+        results: The result files.
+
+    Returns:
+        The tasks, of :data:`TASKS`, and the files without a single detection, which count as answers to every task.
+
+    Raises:
+        ValueError: A file cannot be read or is invalid, or the files have no task in common.
+    """
+    coco = load_annotations(annotations)
+    answered, empty = [], []
+    for path in results:
+        entries = load_results(path, coco)
+        if entries:
+            answered.append(tasks_of(entries))
+        else:
+            empty.append(path)
+    tasks = sorted(set.intersection(*answered)) if answered else ["bbox"]
+    if not tasks:
+        raise ValueError("the result files have neither boxes nor masks in common")
+    return tasks, empty
+
+
+def _mean(samples: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+    return {name: np.mean([sample[name] for sample in samples], 0) for name in METRICS}
+
+
+def _sentence(what: str, metric: str, row: Mapping[str, float], interval: str, evidence: Sequence[str]) -> str:
+    change, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+    if math.isnan(change):
+        return f"{what}: {metric} has no objects to judge it by"
+    verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that these images show"
+    spread = ", ".join([f"{low:+.1f} to {high:+.1f}", *evidence])
+    return f"{what}: {change:+.1f} {metric}, {interval} {spread}: {verdict}"

@@ -1,0 +1,114 @@
+"""One HTML page about a set of trainings, beside the paper's results; the page needs no network."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sa_mmdet.version import __version__
+
+from .average_precision import TASKS
+from .comparison import Comparison, compare
+from .figures import precision_by_recall, training_curves
+from .gallery import gallery
+from .runs import Run
+from .tables import MISSING, Table, paper_tables, percent, run_table, speed_table
+
+PAPER_TABLES = Path(__file__).resolve().parents[1] / ".mim" / "configs" / "_paper_"
+
+
+def build_report(
+    runs: Sequence[Run],
+    skipped: Sequence[str] = (),
+    speed: Mapping[str, Any] | None = None,
+    resamples: int = 1000,
+    images: int = 6,
+    command: str = "",
+) -> str:
+    """Build the page.
+
+    Args:
+        runs: The trainings; the others are compared with the first one's variant.
+        skipped: Sentences about what was left out.
+        speed: What the benchmark tool wrote as JSON.
+        resamples: How many times the bootstrap draws the images anew.
+        images: The number of images in the gallery.
+        command: The command that made the page.
+
+    Returns:
+        The page as HTML.
+    """
+    judged, notes = _judge(runs, resamples, images)
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("report.html")
+    return template.render(
+        version=__version__,
+        command=command,
+        skipped=[*skipped, *notes, *(f"{run.name}: {note}" for run in runs for note in run.notes)],
+        runs=run_table(runs),
+        paper=paper_tables(runs, PAPER_TABLES),
+        speed=speed_table(speed),
+        curves=training_curves(_by_variant(runs)),
+        judged=judged,
+        provenance=[dict(run=run.name, config=run.cfg.pretty_text, **run.provenance) for run in runs],
+    )
+
+
+def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    variants: dict[str, list[Run]] = {}
+    for run in runs:
+        variants.setdefault(run.variant, []).append(run)
+    return variants
+
+
+def _judge(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """For each task its comparison, where results and annotations are at hand; and notes about what is missing."""
+    found: list[dict[str, Any]] = []
+    notes = []
+    for task, name in TASKS.items():
+        variants = _by_variant([run for run in runs if run.results(task) is not None])
+        if not variants:
+            continue
+        annotations = {run.annotations for own in variants.values() for run in own}
+        first = next(iter(variants.values()))[0].annotations
+        if len(annotations) > 1 or not first.is_file():
+            what = "belong to different images" if len(annotations) > 1 else f"cannot be judged without {first}"
+            notes.append(f"the {name} results {what}: no significance, no images")
+            continue
+        try:
+            found.append(_judged(task, variants, resamples, images if not found else 0))
+        except ValueError as error:
+            notes.append(str(error))
+    if not found:
+        notes.append("no run has results.bbox.json or results.segm.json (run_comparison keeps them): no significance")
+    return found, notes
+
+
+def _judged(task: str, variants: Mapping[str, Sequence[Run]], resamples: int, images: int) -> dict[str, Any]:
+    firsts = [own[0] for own in variants.values()]
+    annotations = firsts[0].annotations
+    files = [(name, [str(run.results(task)) for run in own]) for name, own in variants.items()]
+    found = compare(annotations, files, task, resamples)
+    return dict(
+        task=TASKS[task],
+        sentences=found.sentences(with_images=True, with_runs=True),
+        precision=precision_by_recall(found),
+        classes=_class_table(found),
+        gallery=gallery(annotations, firsts, task, images) if images else [],
+    )
+
+
+def _class_table(found: Comparison) -> Table:
+    header = ["class", *found.variants, *(f"{name} - first" for name in found.variants[1:])]
+    rows = []
+    for kind in found.runs[0][0].per_class:
+        values = [statistics.mean(run.per_class[kind] for run in runs) for runs in found.runs]
+        gains = [f"{100 * (value - values[0]):+.1f}" if math.isfinite(value) else MISSING for value in values[1:]]
+        rows.append([kind, *(percent(value) for value in values), *gains])
+    return dict(header=header, rows=rows)

@@ -1,0 +1,50 @@
+"""Trainings and tests of several configs with several seeds, each in a process of its own."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parents[1] / ".mim" / "tools"
+
+
+def train_and_test(config: str, seed: int, folder: Path, options: Sequence[str] = ()) -> bool:
+    """Train a config and keep its detections on the test images as ``results.<task>.json``, unless that is done.
+
+    An interrupted training is resumed at its last checkpoint.
+
+    Args:
+        config: The config.
+        seed: The seed of the training.
+        folder: The work directory.
+        options: Further ``KEY=VALUE`` pairs for --cfg-options.
+
+    Returns:
+        Whether anything had to be done.
+
+    Raises:
+        ValueError: The training or the test failed.
+    """
+    if list(folder.glob("results.*.json")):
+        return False
+    _run_tool(
+        folder, "train", config, "--work-dir", folder, "--resume", "--cfg-options", f"randomness.seed={seed}", *options
+    )
+    last = folder / "last_checkpoint"
+    if not last.is_file():
+        raise ValueError(f"{folder}: the training left no checkpoint")
+    # Into another folder first: a result file in the work directory is complete.
+    new = folder / "new"
+    prefix = f"test_evaluator.outfile_prefix={new / 'results'}"
+    checkpoint = last.read_text().strip()
+    _run_tool(folder, "test", config, checkpoint, "--work-dir", new, "--cfg-options", prefix, *options)
+    for path in sorted(new.glob("results.*.json")):
+        path.replace(folder / path.name)
+    return True
+
+
+def _run_tool(folder: Path, name: str, *arguments: object) -> None:
+    command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)]
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise ValueError(f"{folder}: {name}.py {arguments[0]} ended with status {status}: run this again to continue")

@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from places import Tool
+from torch import nn
+
+from sa_mmdet.analysis.benchmark import benchmark
+from sa_mmdet.analysis.benchmark_steps import PublishedShuffleAttention
+
+
+@pytest.mark.parametrize("level", ["operator", "backbone", "detector"])
+def test_every_variant_is_measured_beside_the_plain_one(level: str) -> None:
+    found = benchmark(level, (64, 64), 1, ["published", "reference", "fused", "se"], repeats=2, memory=False)
+    assert list(found) == ["plain", "published", "reference", "fused", "se"]
+    for measured in found.values():
+        assert 0 < measured["training"]["min_ms"] <= measured["training"]["median_ms"]
+        low, high = measured["training"]["quartiles_ms"]
+        assert low <= high
+        assert measured["training"]["ratio_paired"] > 0
+        assert (level == "operator") == ("backward" in measured)
+        if level == "operator":
+            assert measured["backward"]["share_of_copy"] > 0
+    assert found["plain"]["inference"]["ratio_min"] == found["plain"]["inference"]["ratio_paired"] == 1
+
+
+def test_the_published_variant_is_shuffle_attention() -> None:
+    torch.manual_seed(0)
+    published = PublishedShuffleAttention(32, groups=4).double()
+    for parameter in published.parameters():
+        nn.init.normal_(parameter)
+    (cweight, sweight), (cbias, sbias), norm = published.weights, published.biases, published.norm
+    parameters = dict(cweight=cweight, cbias=cbias, sweight=sweight, sbias=sbias)
+    x = torch.randn(2, 32, 5, 6).double()
+    expected = reference.shuffle_attention(x, parameters | {"gn.weight": norm.weight, "gn.bias": norm.bias}, 4)
+    torch.testing.assert_close(published(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_memory_of_a_training_step_is_that_of_its_tensors() -> None:
+    peak = benchmark("operator", (256, 256), 1, [], repeats=1)["plain"]["memory"]["peak_mib"]
+    # The four tails' inputs have 15/8 of 4 MiB; a step holds some further tensors of their size, not a hundred.
+    assert 4 < peak < 400
+
+
+def test_the_tool_writes_json_and_a_plot(tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["operator", "--shape", 64, 64, "--shape", 64, 96, "--repeats", 2, "--arms", "fused"]
+    arguments += ["--device", "cpu", "--no-memory", "--json", "out.json", "--png", "out.png"]
+    status, printed, _ = tool("analysis_tools/benchmark.py", *arguments)
+    assert status == 0
+    assert "64 x 96, batch 1: ratios to plain" in printed
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [run["shape"] for run in written["runs"]] == [[64, 64], [64, 96]]
+    assert written["runs"][0]["results"]["fused"]["training"]["ratio_min"] > 0
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_target_is_judged(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sa_mmdet.analysis.benchmark.peak_memory", lambda *arguments: 1.0)
+    status, printed, _ = tool("misc/check_targets.py", "--device", "cpu", "--shape", 64, 64, "--repeats", 1)
+    verdicts = [line.split()[0] for line in printed.splitlines() if "target <=" in line]
+    assert len(verdicts) == 3
+    assert status == ("MISSED" in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(level="layer"), "level='layer' is unknown: choose one of operator, backbone, detector"),
+        (dict(variants=["quick"]), "unknown variants quick: choose from plain, published"),
+        (dict(dtype="int8"), "dtype='int8' is unknown"),
+        (dict(repeats=0), "repeats=0 and batch=1 must be 1 or more"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        benchmark(**{"level": "operator", "shape": (64, 64), "batch": 1, "variants": [], "repeats": 1, **options})

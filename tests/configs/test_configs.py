@@ -1,0 +1,107 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from config_files import CLASSIFIERS, COCO, DETECTORS, RUNNABLE, make_tables
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.fileio import load
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import DefaultScope
+from places import CONFIGS, REPOSITORY
+
+from sa_mmdet.attention import Attention
+from sa_mmdet.compat.old_torch import shapes_only
+
+
+def build(path: Path) -> Any:
+    cfg = Config.fromfile(path)
+    with shapes_only():
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize("path", DETECTORS, ids=lambda path: path.stem)
+def test_config_builds(path: Path) -> None:
+    model = build(path)
+    found = {make_tables.ATTENTION[m._abbr_] for m in model.modules() if isinstance(m, Attention)}
+    variant = path.stem.split("_")[1].rpartition("-")[0]
+    assert found == ({make_tables.ATTENTION[variant]} if variant else set())
+
+
+@pytest.mark.parametrize("path", CLASSIFIERS, ids=lambda path: path.stem)
+def test_classifier_builds_and_learns_in_every_parameter(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mmpretrain", reason="MMPretrain, or torchvision beneath it, is not installed")
+    for name in ("cat", "dog", "hen"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    monkeypatch.setenv("IMAGE_FOLDER", str(tmp_path))
+    cfg = Config.fromfile(path)
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model: Any = ROOT_MODELS.build({**cfg.model, "_scope_": "mmpretrain"})
+    found = {make_tables.ATTENTION[m._abbr_] for m in model.modules() if isinstance(m, Attention)}
+    variant = path.stem.split("_")[0].rpartition("-r")[0].split("-")[0]
+    assert found == ({make_tables.ATTENTION[variant]} if variant else set())
+    model.train()
+    classes = cfg.model.head.num_classes
+    assert classes == (3 if path.stem == "sa-r18_folder" else 1000)
+    loss = model.head.loss(model.extract_feat(torch.randn(2, 3, 64, 64)), _labels(classes))["loss"]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def _labels(classes: int) -> list[Any]:
+    from mmpretrain.structures import DataSample
+
+    return [DataSample().set_gt_label(i % classes) for i in range(2)]
+
+
+def test_coco_configs_change_the_backbone_alone() -> None:
+    for path in COCO:
+        plain = re.sub("_[a-z]+-r", "_r", path.name)
+        base = Config._get_cfg_path(f"mmdet::{path.parent.name}/{plain}", str(path))[0]
+        ours, theirs = (_without_scope(Config.fromfile(name).to_dict()) for name in (path, base))
+        del ours["model"]["backbone"], theirs["model"]["backbone"]
+        assert {key: value for key, value in ours.items() if key in theirs} == theirs
+        assert set(ours) - set(theirs) <= {"custom_imports", "custom_hooks"}
+
+
+def _without_scope(value: Any) -> Any:
+    """Without the marks that MMEngine leaves on what comes from another package's config."""
+    if isinstance(value, dict):
+        return {key: _without_scope(inner) for key, inner in value.items() if key != "_scope_"}
+    return [_without_scope(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_names_are_unique_below_the_package() -> None:
+    names = [path.name for path in CONFIGS.rglob("*.py")]
+    assert len(names) == len(set(names))
+
+
+def test_metafiles_name_every_config_and_nothing_else() -> None:
+    metafiles = load(REPOSITORY / "model-index.yml")["Import"]
+    assert sorted(metafiles) == sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.rglob("metafile.yml"))
+    models = [model for metafile in metafiles for model in load(REPOSITORY / metafile)["Models"]]
+    assert sorted(model["Config"] for model in models) == sorted(str(p.relative_to(REPOSITORY)) for p in RUNNABLE)
+    assert all(Path(model["Config"]).stem == model["Name"] for model in models)
+    collections = [c for metafile in metafiles for c in load(REPOSITORY / metafile)["Collections"]]
+    assert all((REPOSITORY / collection["README"]).is_file() for collection in collections)
+
+
+@pytest.mark.parametrize("folder", make_tables.folders(), ids=lambda folder: folder.name)
+def test_result_tables_are_not_stale(folder: Path) -> None:
+    assert (folder / "README.md").read_text() == make_tables.updated(folder), "run python tools/misc/make_tables.py"
+
+
+def test_our_results_stand_beside_the_papers(tmp_path: Path) -> None:
+    folder = tmp_path / "faster_rcnn"
+    folder.mkdir()
+    text = (CONFIGS / "faster_rcnn" / "metafile.yml").read_text().rstrip("\n")
+    metrics = "Metrics:\n          box AP: 12.5\n"
+    results = f"    Results:\n      - Task: Object Detection\n        Dataset: COCO\n        {metrics}"
+    (folder / "metafile.yml").write_text(f"{text}\n{results}")
+    lines = make_tables.table(folder).splitlines()
+    assert "| SA | paper | 60.53 | 283.60 | 41.0 | 62.7 |" in lines[-2]
+    assert "| SA | ours |  |  | 12.5 |  |" in lines[-1]

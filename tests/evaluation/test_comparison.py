@@ -1,0 +1,182 @@
+"""Figures against pycocotools, resamples against data sets that repeat their images."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up_coco import detections, made_up
+from places import Tool
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from sa_mmdet.evaluation import METRICS, evaluate
+from sa_mmdet.evaluation.bootstrap import bootstrap, resampled
+from sa_mmdet.evaluation.comparison import difference
+
+
+def coco_of(truth: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = truth
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def judged(truth: dict[str, Any], found: list[dict[str, Any]], task: str) -> list[float]:
+    """By pycocotools alone."""
+    dropped = "segmentation" if task == "bbox" else "bbox"
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = coco_of(copy.deepcopy(truth))
+        results = coco.loadRes([{k: v for k, v in entry.items() if k != dropped} for entry in copy.deepcopy(found)])
+        judge = COCOeval(coco, results, task)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return [value if value >= 0 else math.nan for value in judge.stats[:6]]
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_points_are_pycocotools_own_and_weights_of_one_change_nothing(task: str) -> None:
+    truth = made_up()
+    found = detections(truth, 0.1)
+    evaluation = evaluate(coco_of(truth), found, task)
+    expected = judged(truth, found, task)
+    np.testing.assert_allclose([evaluation.points[name] for name in METRICS], expected, atol=0)
+    once = resampled(evaluation, np.ones((1, 30), np.float32))
+    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
+
+
+def test_a_resample_is_the_set_with_its_images_repeated() -> None:
+    truth = made_up()
+    found = detections(truth, 0.1)
+    for entry in found:  # pycocotools' order of tied scores depends on the images' numbers
+        entry["score"] += 1e-6 * entry["image_id"]
+    evaluation = evaluate(coco_of(truth), found, "bbox")
+    weights = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), 5)
+    values = resampled(evaluation, weights.astype(np.float32))
+    for r, row in enumerate(weights):
+        repeated: dict[str, Any] = dict(images=[], categories=truth["categories"], annotations=[])
+        results = []
+        for image, times in zip(truth["images"], row, strict=True):
+            for _ in range(times):
+                number = len(repeated["images"]) + 1
+                repeated["images"].append({**image, "id": number})
+                own = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
+                repeated["annotations"] += [
+                    {**a, "image_id": number, "id": len(repeated["annotations"]) + i + 1} for i, a in enumerate(own)
+                ]
+                results += [{**e, "image_id": number} for e in found if e["image_id"] == image["id"]]
+        expected = judged(repeated, results, "bbox")
+        np.testing.assert_allclose([values[name][r] for name in METRICS], expected, atol=1e-6)
+
+
+def test_on_real_images(coco128: Path) -> None:
+    truth = json.loads((coco128 / "annotations" / "instances_train2017.json").read_text())
+    found = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in detections(truth, 0.1)]
+    evaluation = evaluate(coco_of(truth), found, "bbox")
+    expected = judged(truth, found, "bbox")
+    once = resampled(evaluation, np.ones((1, len(truth["images"])), np.float32))
+    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
+
+
+def test_intervals_hold_a_true_difference_and_none_where_there_is_none() -> None:
+    truth = made_up(60)
+    coco = coco_of(truth)
+    found = [detections(truth, noise) for noise in (0.1, 0.03)]
+    evaluations = [evaluate(coco, entries, "bbox") for entries in (found[0], found[1], found[0])]
+    samples = bootstrap(evaluations, 200, seed=0)
+    better, same = (difference(evaluations[i].points, samples[i], evaluations[0].points, samples[0]) for i in (1, 2))
+    assert 0 < better["AP"]["low"] < better["AP"]["difference"] < better["AP"]["high"]
+    assert same["AP"] == dict(difference=0, low=0, high=0)
+    again = bootstrap(evaluations[:2], 200, seed=0)
+    assert np.array_equal(again[1]["AP"], samples[1]["AP"])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, list[Path]]:
+    truth = made_up()
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    paths = []
+    for name, noise in (("none", 0.1), ("sa", 0.03)):
+        paths.append(tmp_path / f"{name}.bbox.json")
+        paths[-1].write_text(json.dumps(detections(truth, noise)))
+    return tmp_path / "truth.json", paths
+
+
+def test_the_tool_says_it_plainly(files: tuple[Path, list[Path]], tool: Tool, tmp_path: Path) -> None:
+    outputs = ["--json", tmp_path / "out.json", "--png", tmp_path / "out.png"]
+    arguments = [files[0], *files[1], "--names", "none", "SA", "--resamples", 100, *outputs]
+    status, printed, _ = tool("analysis_tools/compare_results.py", *arguments)
+    assert status == 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    row = written["tasks"]["bbox"]["differences"][0]["AP"]
+    low, high = (f"{100 * row[key]:+.1f}" for key in ("low", "high"))
+    sentence = f"SA - none: {100 * row['difference']:+.1f} box AP, 95% interval {low} to {high}, 30 images: better"
+    assert sentence in printed
+    assert "mask AP" in printed
+    expected = judged(json.loads(files[0].read_text()), json.loads(files[1][0].read_text()), "bbox")
+    line = next(line for line in printed.splitlines() if line.startswith("none "))
+    assert line.split()[1:] == [f"{100 * value:.1f}" for value in expected]
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def changed(index: int, **fields: Any) -> Callable[[list], list]:
+    def change(entries: list) -> list:
+        entries[index].update(fields)
+        return entries
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed(3, image_id=999), "entry 3 names the image 999, which the annotations do not have"),
+        (changed(2, category_id=77), "entry 2 names the category 77"),
+        (changed(1, score=math.nan), "entry 1 has an invalid score or box: nan"),
+        (changed(0, bbox=[1, 2, 3]), "entry 0 has an invalid score or box"),
+        (changed(0, bbox=[1, 2, None, 4]), "entry 0 has an invalid score or box"),
+        (lambda entries: [{k: v for k, v in entries[0].items() if k != "score"}], "entry 0 lacks score"),
+        (
+            changed(4, segmentation=[[1, 2, 3, 4, 5, 6]]),
+            "entry 4 has a mask that is not a compressed run-length",
+        ),
+        (lambda entries: {"a": 1}, "must hold a list of detections, but holds a dict"),
+        (lambda entries: [1], "entry 0 is not an object"),
+    ],
+)
+def test_bad_results_are_named(
+    change: Callable[[list], Any], message: str, files: tuple[Path, list[Path]], tool: Tool
+) -> None:
+    path = files[1][1]
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    status, printed, errors = tool("analysis_tools/compare_results.py", files[0], *files[1])
+    assert status == 1
+    assert f"{path}: {message}" in errors
+    assert printed == ""
+
+
+def test_bad_files_and_no_detections(files: tuple[Path, list[Path]], tool: Tool, tmp_path: Path) -> None:
+    truth, paths = files
+    name = "analysis_tools/compare_results.py"
+    (tmp_path / "text.json").write_text("no JSON")
+    for first, second in ((tmp_path / "none.json", paths[0]), (tmp_path / "text.json", paths[0]), (paths[0], paths[0])):
+        status, _, errors = tool(name, first, second)
+        assert status == 1
+        assert f"{first}: is not a file of COCO annotations" in errors
+    for other in (tmp_path / "none.json", tmp_path / "text.json"):
+        status, _, errors = tool(name, truth, paths[0], other)
+        assert status == 1
+        assert f"{other}: is not readable as JSON" in errors
+    (tmp_path / "empty.json").write_text("[]")
+    status, printed, _ = tool(name, truth, paths[0], tmp_path / "empty.json", "--resamples", 20)
+    assert status == 0
+    assert "has no detections" in printed
+    assert "worse" in printed

@@ -1,0 +1,109 @@
+"""Several configs and seeds: what is run, what is not run again, what is compared."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_coco import detections, made_up
+from places import CONFIGS, DEMO, Tool
+
+TOOL = "analysis_tools/run_comparison.py"
+COMPARED = [CONFIGS / "demo" / f"faster-rcnn_{variant}r18_fpn_bccd.py" for variant in ("", "sa-")]
+
+
+class Runs:
+    """Stands in for the training and the test, which it notes."""
+
+    def __init__(self, truth: dict[str, Any]):
+        self.truth = truth
+        self.calls: list[tuple[str, str, str]] = []
+        self.fails_at: tuple[str, str, str] | None = None
+
+    def __call__(self, command: list[str], check: bool) -> Any:
+        tool, config = Path(command[1]).stem, Path(command[2]).stem
+        folder = Path(command[command.index("--work-dir") + 1])
+        run = folder if tool == "train" else folder.parent
+        self.calls.append((tool, config, run.name))
+        if self.calls[-1] == self.fails_at:
+            return subprocess.CompletedProcess(command, 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        if tool == "train":
+            assert "--resume" in command
+            assert f"randomness.seed={run.name.removeprefix('seed')}" in command
+            (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
+        else:
+            [prefix] = [o.partition("=")[2] for o in command if o.startswith("test_evaluator.outfile_prefix=")]
+            noise = 0.03 if "sa-" in config else 0.1
+            found = detections(self.truth, noise, seed=int(run.name[-1]))
+            boxes = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in found]
+            Path(f"{prefix}.bbox.json").write_text(json.dumps(boxes))
+        return subprocess.CompletedProcess(command, 0)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    truth = made_up(60)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(truth))
+    monkeypatch.setenv("BCCD_ROOT", str(tmp_path))
+    found = Runs(truth)
+    monkeypatch.setattr(subprocess, "run", found)
+    return found
+
+
+def test_it_goes_on_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    arguments = (TOOL, *COMPARED, "--seeds", 0, 1, "--work-dir", work, "--resamples", 50)
+    plain, sa = (config.stem for config in COMPARED)
+    runs.fails_at = ("test", sa, "seed0")
+    status, _, errors = tool(*arguments)
+    assert status == 1
+    assert f"{work / sa / 'seed0'}: " in errors
+    assert "run this again to continue" in errors
+    assert runs.calls == [(t, c, "seed0") for c in (plain, sa) for t in ("train", "test")]
+
+    runs.fails_at, runs.calls = None, []
+    status, printed, _ = tool(*arguments)
+    assert status == 0
+    assert runs.calls == [(t, sa, "seed0") for t in ("train", "test")] + [
+        (t, c, "seed1") for c in (plain, sa) for t in ("train", "test")
+    ]
+    written = json.loads((work / "comparison.json").read_text())
+    found = written["tasks"]["bbox"]
+    for variant in range(2):
+        points = [run["AP"] for run in found["runs"][variant]]
+        assert found["means"][variant]["AP"] == pytest.approx(sum(points) / 2)
+        assert found["deviations"][variant]["AP"] == pytest.approx(abs(points[0] - points[1]) / 2**0.5)
+    row = found["differences"][0]["AP"]
+    assert row["difference"] == pytest.approx(found["means"][1]["AP"] - found["means"][0]["AP"])
+    assert 0 < row["low"] < row["difference"] < row["high"]
+    assert f"{sa} - {plain}: {100 * row['difference']:+.1f} box AP" in printed
+    assert "better" in printed
+
+    runs.calls = []
+    assert tool(*arguments)[0] == 0
+    assert runs.calls == []
+
+
+def test_what_cannot_be_compared_is_named(runs: Runs, tool: Tool, tmp_path: Path) -> None:
+    status, _, errors = tool(TOOL, COMPARED[0], DEMO, "--work-dir", tmp_path / "work")
+    assert status == 1
+    assert "the configs are tested on different annotations" in errors
+    status, _, errors = tool(TOOL, COMPARED[0], COMPARED[0], "--work-dir", tmp_path / "work")
+    assert status == 2
+    assert "given twice" in errors
+    assert runs.calls == []
+
+
+@pytest.mark.long
+def test_real_runs(shapes: Path, tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHAPES_ROOT", str(shapes))
+    config = tmp_path / "plain.py"
+    config.write_text(f"_base_ = [{str(DEMO)!r}]\nmodel = dict(backbone=dict(implementation='reference'))\n")
+    options = ["--cfg-options", "train_cfg.max_epochs=1", "--resamples", 20]
+    status, _, errors = tool(TOOL, DEMO, config, "--seeds", 3, "--work-dir", tmp_path / "work", *options)
+    assert status == 0, errors
+    written = json.loads((tmp_path / "work" / "comparison.json").read_text())
+    assert set(written["tasks"]) == {"bbox", "segm"}

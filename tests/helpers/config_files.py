@@ -1,0 +1,21 @@
+"""The configs by what they train, and the tool that writes their tables."""
+
+import importlib.util
+
+from places import CONFIGS, REPOSITORY
+
+RUNNABLE = sorted(path for path in CONFIGS.glob("*/*.py") if not path.parent.name.startswith("_"))
+DETECTORS = [path for path in RUNNABLE if path.parent.name != "imagenet"]
+CLASSIFIERS = [path for path in RUNNABLE if path.parent.name == "imagenet"]
+COCO = [path for path in DETECTORS if path.parent.name != "demo"]
+
+spec = importlib.util.spec_from_file_location("make_tables", REPOSITORY / "tools" / "misc" / "make_tables.py")
+assert spec is not None
+assert spec.loader is not None
+make_tables = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_tables)
+
+
+def stem(detector: str) -> str:
+    """The paper's name of a detector as MMDetection spells it in config names."""
+    return detector.lower().replace(" r-cnn", "-rcnn")

@@ -1,0 +1,91 @@
+"""A training of a small network by two processes over gloo: importable, since each process imports it anew."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.dist import init_dist
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODEL_WRAPPERS
+from torch import Tensor, nn
+
+import sa_mmdet  # noqa: F401  (a process of its own needs what it registers and repairs)
+
+WORLD = 2
+STEPS = 2
+BATCH = 2
+
+
+class Network(BaseModel):
+    """A backbone and a head, with a loss that is a mean over the batch."""
+
+    def __init__(self, **backbone: Any):
+        super().__init__()
+        options: dict[str, Any] = dict(depth=50, groups=8, base_channels=8, frozen_stages=-1, norm_eval=False)
+        self.backbone = MODELS.build(dict(type="SAResNet") | options | backbone)
+        self.head = nn.Conv2d(64 if self.backbone.depth == 18 else 256, 3, 1)
+
+    def forward(self, inputs: Tensor, mode: str = "loss") -> dict[str, Tensor]:
+        return dict(loss=self.head(self.backbone(inputs)[-1]).square().mean())
+
+
+# What is trained: the backbone's options, how many steps are one update.
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "frozen norm": (dict(norm_eval=True), 1),
+    "frozen norm, checkpointed": (dict(norm_eval=True, with_cp=True), 1),
+    "frozen norm, two steps an update": (dict(norm_eval=True), 2),
+    "synchronised norm": (dict(norm_cfg=dict(type="SyncBN", requires_grad=True)), 1),
+    "synchronised norm, depth 18": (dict(depth=18, groups=4, norm_cfg=dict(type="SyncBN", requires_grad=True)), 1),
+    "plain norm": (dict(), 1),
+    **{f"{stages} stages frozen": (dict(norm_eval=True, frozen_stages=stages), 1) for stages in range(5)},
+}
+WRAPPERS: dict[str, dict[str, Any]] = {  # with what MMEngine's runner gives the first, whatever the machine
+    "MMDistributedDataParallel": dict(device_ids=[0], broadcast_buffers=False),
+    "MMFullyShardedDataParallel": dict(device_id=torch.device("cpu")),
+}
+if "MMFullyShardedDataParallel" not in MODEL_WRAPPERS:
+    del WRAPPERS["MMFullyShardedDataParallel"]  # MMEngine has it from PyTorch 2 on
+
+
+def made(name: str) -> Any:
+    torch.manual_seed(0)
+    network = Network(**CASES[name][0])
+    for parameter in network.parameters():
+        if parameter.dim() < 4:
+            parameter.data.uniform_(0.1, 0.3)
+    network.double()
+    network.train()
+    return network
+
+
+def batches() -> Tensor:
+    """Steps, processes, N, C, H, W."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(STEPS, WORLD, BATCH, 3, 64, 64, generator=generator, dtype=torch.float64)
+
+
+def trained(network: Any, inputs: Tensor, accumulated: int) -> None:
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    wrapper = OptimWrapper(torch.optim.SGD(trainable, lr=0.01), accumulative_counts=accumulated)
+    wrapper.initialize_count_status(network, 0, STEPS)
+    for batch in inputs:
+        network.train_step(dict(inputs=batch), wrapper)
+
+
+def work(rank: int, port: int, folder: Path) -> None:
+    """One process: all cases, each one's state or error in a file."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(WORLD))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    init_dist("pytorch", "nccl")
+    for name in CASES:
+        for wrapper in WRAPPERS:
+            network = made(name)
+            wrapped = MODEL_WRAPPERS.build(dict(type=wrapper, module=network, **WRAPPERS[wrapper]))
+            trained(wrapped, batches()[:, rank], CASES[name][1])
+            state = {key.removeprefix("module."): value for key, value in wrapped.state_dict().items()}
+            torch.save(state, folder / f"{name}.{wrapper}.{rank}.pth")
+    torch.distributed.destroy_process_group()
