@@ -582,7 +582,7 @@ def test_a_model_tells_which_blocks_are_fused_and_why_the_others_are_not() -> No
     assert obstacles_to_fusion(detector) == {
         "backbone.layer1.0": "relu has hooks",
         "backbone.layer1.1": "bn3 is in training mode",
-        "backbone.layer1.2": "gn is a Identity",
+        "backbone.layer1.2": "gn is of the class Identity",
     }
     assert set(obstacles_to_fusion(plain).values()) == {"implementation='reference' is asked for"}
     shallow: Any = MODELS.build(dict(type="SAResNet", depth=18, groups=8))

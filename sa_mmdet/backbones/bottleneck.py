@@ -70,7 +70,7 @@ def _obstacle_in_norm(name: str, norm: Any) -> str | None:
     """Why a norm cannot be folded into a scale and a shift, or None."""
     replaceable = _NORMS.get(type(norm))
     if replaceable is None:
-        return f"{name} is a {type(norm).__name__}"
+        return f"{name} is of the class {type(norm).__name__}"
     if norm.training:
         return f"{name} is in training mode"
     if norm.weight is None or norm.bias is None or norm.running_mean is None:

@@ -34,8 +34,8 @@ def obstacle_in_call(x: Tensor) -> str | None:
         return f"PyTorch {torch.__version__} has no torch.library.custom_op"
     if operator.broken:
         return operator.broken
-    if type(x) is not Tensor and type(x) is not nn.Parameter:
-        return _obstacle_in_type(x)
+    if type(x) is not Tensor and type(x) is not nn.Parameter and (obstacle := _obstacle_in_type(x)):
+        return obstacle
     if torch.jit.is_tracing():
         return "a trace takes PyTorch's own operators alone"
     if operator.transformed():
@@ -47,10 +47,8 @@ def _obstacle_in_type(x: Tensor) -> str | None:
     if isinstance(x, Proxy):
         return "torch.fx traces it"
     if not isinstance(x, operator.TRACED):
-        return f"the input is a {type(x).__name__}"
-    if torch.onnx.is_in_onnx_export():
-        return "ONNX has no such operator"
-    return operator.obstacle(x)
+        return f"the input is of the class {type(x).__name__}"
+    return "ONNX has no such operator" if torch.onnx.is_in_onnx_export() else None
 
 
 def obstacle_in_groups(groups: int, channels: int) -> str | None:
@@ -86,7 +84,7 @@ class Replaceable:
     def obstacle(self, name: str, module: nn.Module) -> str | None:
         """Why this layer must be called itself, or None."""
         if type(module) is not self.kind:
-            return f"{name} is a {type(module).__name__}"
+            return f"{name} is of the class {type(module).__name__}"
         if self.kind.forward is not self.forward:
             return f"the forward of {self.kind.__name__} is replaced"
         state = module.__dict__

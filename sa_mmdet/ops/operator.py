@@ -100,9 +100,10 @@ def _run(name: str, x: Tensor, arguments: tuple, fallback: bool) -> tuple[Tensor
     except Exception as error:
         if not fallback or _beyond_help(error, x.device):
             raise
-        results = getattr(formula, name)(*arguments)  # which raises what is the caller's own mistake
-        _report(error, x.device)
-        return _all_laid_out(results, layout)
+        failure = error.with_traceback(None)  # whose frames hold the kernel's results
+    results = getattr(formula, name)(*arguments)  # which raises what is the caller's own mistake
+    _report(failure, x.device)
+    return _all_laid_out(results, layout)
 
 
 def _backend(x: Tensor, fallback: bool) -> Any:
