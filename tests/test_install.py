@@ -4,6 +4,7 @@ import ast
 import contextlib
 import importlib.metadata
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -637,6 +638,13 @@ def test_gpus_to_build_for_must_be_told_where_none_is_here(
     assert not cuda.wanted(FACTS)
     with pytest.raises(SystemExit, match=r"name the GPUs to build for, as TORCH_CUDA_ARCH_LIST='8.0;9.0'"):
         cuda.architectures(facts)
+
+
+def test_pip_installs_this_package_alone_into_an_environment_that_has_mmdetection() -> None:
+    """What is there stays: no other PyTorch, numpy or MMDetection comes with it."""
+    command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--no-build-isolation", "--report", "-"]
+    said = subprocess.check_output([*command, str(REPOSITORY)], text=True)
+    assert [item["metadata"]["name"] for item in json.loads(said)["install"]] == ["sa_mmdet"]
 
 
 def test_make_test_is_what_ci_runs() -> None:
