@@ -342,12 +342,16 @@ def test_an_environment_that_is_ready_is_left_alone(chosen: settings.Settings, m
 def test_pytorch_of_numpy_1_gets_it(
     chosen: settings.Settings, monkeypatch: pytest.MonkeyPatch, version: str, old: bool
 ) -> None:
-    monkeypatch.setattr(Environment, "output", lambda self, code: f"{version}\n")
+    versions = {"torch": version, "triton": "2.0.0"}
+    monkeypatch.setattr(Environment, "torch_version", lambda self: tuple(map(int, version.split(".")[:2])))
+    monkeypatch.setattr(Environment, "versions", lambda self, *names: versions)
     chosen.venv.mkdir()
     lines = Setup(chosen).constraints().read_text().splitlines()
     assert ("numpy<2" in lines) == old
     assert any(line.startswith("numpy==2") for line in lines) != old
     assert "mmengine==0.10.7" in lines
+    # No other package may bring another PyTorch, or the Triton of another.
+    assert [line for line in lines if line.startswith(("torch==", "triton"))] == [f"torch=={version}", "triton==2.0.0"]
 
 
 def opencv_setup(chosen: settings.Settings, monkeypatch: pytest.MonkeyPatch, problem: str) -> tuple[Setup, list[Any]]:

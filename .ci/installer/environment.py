@@ -70,6 +70,12 @@ class Environment:
         code = f"import importlib.metadata as m; print(*({set(names)!r} & set(m.packages_distributions())))"
         return set(self.output(code).split())
 
+    def versions(self, *names: str) -> dict[str, str]:
+        """The versions of those of these distributions that are installed."""
+        code = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()))"
+        pairs = (pair.split("==", 1) for pair in self.output(code).split())
+        return {name: version for name, version in pairs if name in names}
+
     def torch_version(self) -> tuple[int, ...]:
         # By its metadata: importing PyTorch before numpy is there makes it complain.
         version = self.output("import importlib.metadata; print(importlib.metadata.version('torch'))")

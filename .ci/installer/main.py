@@ -124,12 +124,14 @@ class Setup:
         return self.environment.torch_version() < settings.OLD_TORCH
 
     def constraints(self) -> Path:
-        """The versions seen working together, for the PyTorch that is there."""
-        if not self.torch_is_old():
-            return settings.CONSTRAINTS
+        """The versions seen working together, with PyTorch and its Triton as they are: no package may replace them."""
         lines = settings.CONSTRAINTS.read_text().splitlines()
+        if self.torch_is_old():
+            lines = [settings.WITH_OLD_TORCH.get(line.split("==")[0], line) for line in lines]
+        present = self.environment.versions("torch", "triton")
+        lines = [line for line in lines if line.split("==")[0] not in present]
         path = self.settings.venv / "constraints.txt"
-        path.write_text("\n".join([*(settings.WITH_OLD_TORCH.get(line.split("==")[0], line) for line in lines), ""]))
+        path.write_text("\n".join([*lines, *(f"{name}=={version}" for name, version in present.items()), ""]))
         return path
 
     def install_packages_and_operators(self) -> None:
