@@ -427,6 +427,7 @@ class Machine:
         self.done: list[str] = []
         self.fails: dict[bool, str] = {}  # a build's output, for few units and not, where it fails
         self.problems: list[str | None] = []  # of the operators, check by check
+        monkeypatch.setattr(self.setup.environment, "versions", lambda *names: {})
         monkeypatch.setattr(self.setup, "constraints", lambda: settings.CONSTRAINTS)
         monkeypatch.setattr(self.setup, "install_rest", lambda: self.done.append("rest"))
         monkeypatch.setattr(self.setup, "pip", lambda *arguments, **options: self.done.append(f"pip {arguments[0]}"))
@@ -458,6 +459,13 @@ def test_mmcv_is_compiled_beside_the_rest_once_and_then_taken_from_what_was_kept
     machine.problems = [None, None]
     assert machine.install() == ["few", "rest", "kept", "pip install"]
     assert machine.install() == ["rest", "pip install"]
+
+
+def test_mmcv_with_operators_takes_the_place_of_one_without(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have the same files: installed over each other, uninstalling one would break the other."""
+    monkeypatch.setattr(machine.setup.environment, "versions", lambda *names: {"mmcv-lite": "2.1.0"})
+    machine.problems = [None]
+    assert machine.install() == ["few", "rest", "kept", "pip uninstall", "pip install"]
 
 
 def test_a_unit_that_does_not_compile_leads_to_the_plain_build(

@@ -18,6 +18,7 @@ from .settings import Settings
 
 TOOLS_SECONDS = 60
 READY = "import sa_mmdet, mmdet"
+STAND_INS = "sa_mmdet.compat.mmcv_operators"  # lets torchvision's operators stand in for mmcv's
 # What mmcv needs beside what MMEngine and MMDetection bring; its wheel is installed without its requirements.
 MMCV_NEEDS = ("addict", "packaging", "Pillow", "pyyaml", "yapf")
 
@@ -206,8 +207,15 @@ class Setup:
                 raise
 
     def _install_wheel(self, wheel: operators.Wheel) -> str | None:
-        self.pip("install", "--no-deps", "--force-reinstall", str(wheel.find()))
+        self._replace_mmcv(wheel)
         return operators.problem(self.environment, wheel.gpu)
+
+    def _replace_mmcv(self, wheel: operators.Wheel) -> None:
+        """Install a wheel of mmcv; one with operators and one without have other names and the same files."""
+        present = self.environment.versions("mmcv", "mmcv-lite", "onedl-mmcv")
+        if present:
+            self.pip("uninstall", "-y", *present)
+        self.pip("install", "--no-deps", str(wheel.find()))
 
     @staticmethod
     def _why(problem: str) -> str:
@@ -219,7 +227,7 @@ class Setup:
         build = operators.without(self.environment, self.constraints(), self.pip)
         self.watch(build.start(False, self._keep_open()), 20)
         build.finish()
-        self.pip("install", "--no-deps", "--force-reinstall", str(build.wheel.find()))
+        self._replace_mmcv(build.wheel)
         build.wheel.drop()
 
     def install_rest(self) -> None:
@@ -267,6 +275,8 @@ class Setup:
                 link.unlink()
             if not link.exists():
                 link.symlink_to(settings.REPOSITORY / "sa_mmdet")
+            if self.settings.operators == "torchvision":
+                self.watch(self.job(str(self.environment.python), "-m", STAND_INS, "install"), 5)
             problem = self.environment.problem("import mim, sa_mmdet")
             if problem is not None:
                 fail(f"installed, but does not import: {explain(problem)}")
