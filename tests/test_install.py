@@ -507,7 +507,7 @@ def test_operators_that_do_not_work_are_not_kept(machine: Machine) -> None:
 
 
 def test_units_rename_what_several_files_define_and_drop_their_macros(tmp_path: Path) -> None:
-    """Checked by a compiler: three files with a helper of one name, one in a shared header, and a macro left behind."""
+    """Checked by a compiler: helpers, types and constants of one name in several files, and their macros."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
     folder = tmp_path / "a folder"
@@ -515,16 +515,21 @@ def test_units_rename_what_several_files_define_and_drop_their_macros(tmp_path: 
     (folder / "shared.hpp").write_text("#pragma once\ninline int helper(int x) {\n  return x + 100;\n}\n")
     (folder / "a.cpp").write_text(
         "#include <cstdio>\n#define max(a, b) ((a) > (b) ? (a) : (b))\n"
-        "struct Point {\n  int x;\n};\nint helper(int x) {\n  return x + max(1, 0);\n}\n"
+        "int const LIMIT = 0;\nstruct Point {\n  int x;\n};\nint helper(int x) {\n  return x + LIMIT + max(1, 0);\n}\n"
         "int of_a() {\n  return helper(0) + sizeof(Point);\n}\n"
     )
     (folder / "b.cpp").write_text(
-        "#include <algorithm>\nstruct Point {\n  char x;\n};\n"
+        "#include <algorithm>\nint const LIMIT = 1;\ntemplate <typename T>\nstruct Pair;\n"
+        "template <>\nstruct Pair<int> {\n  int x;\n};\nstruct Point {\n  char x;\n};\n"
         "template <typename T>\nT helper(const T x) {\n  return std::max(x, 2);\n}\n"
         "int of_b() {\n  return helper<int>(0) + sizeof(Point);\n}\n"
     )
-    for name in ("c", "d"):
-        (folder / f"{name}.cpp").write_text(f'#include "shared.hpp"\nint of_{name}() {{\n  return helper(0);\n}}\n')
+    for name, size in (("c", 1), ("d", 2)):
+        (folder / f"{name}.hpp").write_text(f"#pragma once\n#define SIZE {size}\n")
+        (folder / f"{name}.cpp").write_text(
+            f'#include "shared.hpp"\n#include "{name}.hpp"\n#ifndef GIVEN\n#define GIVEN SIZE\n#endif\n'
+            f"int of_{name}() {{\n  return helper(0) + 10 * GIVEN;\n}}\n"
+        )
     (folder / "pybind.cpp").write_text(
         "#include <cstdio>\nint of_a();\nint of_b();\nint of_c();\nint of_d();\n"
         'int main() {\n  std::printf("%d %d %d %d", of_a(), of_b(), of_c(), of_d());\n}\n'
@@ -532,7 +537,7 @@ def test_units_rename_what_several_files_define_and_drop_their_macros(tmp_path: 
     written = units.write(sorted(folder.glob("*.cpp")), [folder], tmp_path / "units", jobs=2)
     assert len(written) == 2
     subprocess.run(["c++", "-std=c++17", *map(str, written), "-o", str(tmp_path / "all")], check=True)
-    assert subprocess.check_output([str(tmp_path / "all")], text=True) == "5 3 100 100"
+    assert subprocess.check_output([str(tmp_path / "all")], text=True) == "5 3 110 120"
 
 
 def test_kernels_are_shared_out_evenly_and_what_takes_longest_comes_first(tmp_path: Path) -> None:

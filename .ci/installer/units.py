@@ -9,11 +9,11 @@ and macros that a file leaves behind.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
-_MACRO = re.compile(r"^[ \t]*#\s*define\s+(\w+)", re.MULTILINE)
-_GUARD = re.compile(r"^[ \t]*#\s*ifndef\s+(\w+)\s*\n[ \t]*#\s*define\s+\1\b[ \t]*$", re.MULTILINE)
+_MACRO = re.compile(r"^[ \t]*#\s*define\s+(\w+)((?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 # A definition that starts in the first column: its specifiers and type, its name, and its parameters up to the body.
 _FUNCTION = re.compile(
@@ -21,7 +21,12 @@ _FUNCTION = re.compile(
     r"\(([^;{}()]|\([^()]*\))*\)\s*\{",
     re.MULTILINE,
 )
-_TYPE = re.compile(r"^(?:struct|class|enum)\s+(\w+)\s*(?::[^;{]*)?\{", re.MULTILINE)
+_TYPE = re.compile(r"^(?:template\s*<[^{};]*?>\s*)?(?:struct|class|enum|union)\s+(\w+)\s*[<:;{]", re.MULTILINE)
+_VARIABLE = re.compile(
+    r"^(?:(?:static|inline|const|constexpr|unsigned|__device__|__constant__|int|float|double|long|bool|size_t|int64_t)\s+)+"
+    r"(\w+)\s*(?:\[[^\]]*\]\s*)*=",
+    re.MULTILINE,
+)
 
 
 def _text(path: Path) -> str:
@@ -42,11 +47,38 @@ class Sources:
         return self._texts[path]
 
     def defined(self, path: Path) -> set[str]:
-        """Functions and types that a file defines outside all namespaces."""
+        """Functions, types and variables that a file defines in the first column, outside of functions and types."""
         if path not in self._defined:
             text = self.text(path)
-            self._defined[path] = {match.group(1) for pattern in (_FUNCTION, _TYPE) for match in pattern.finditer(text)}
+            self._defined[path] = {
+                match.group(1) for pattern in (_FUNCTION, _TYPE, _VARIABLE) for match in pattern.finditer(text)
+            }
         return self._defined[path]
+
+    def macros(self, path: Path) -> dict[str, set[str]]:
+        """Macros that a file defines, and what for, without regard to space."""
+        found: dict[str, set[str]] = {}
+        for name, body in _MACRO.findall(self.text(path)):
+            found.setdefault(name, set()).add(" ".join(body.split()))
+        return found
+
+    def own_macros(self, paths: list[Path]) -> tuple[dict[Path, dict[str, set[str]]], dict[str, set[str]]]:
+        """Macros of each file and of what it alone includes, and those of what several of the files include."""
+        reached = {path: self.reached(path) for path in paths}
+        counts = Counter(file for files in reached.values() for file in files)
+        shared: dict[str, set[str]] = {}
+        own: dict[Path, dict[str, set[str]]] = {path: {} for path in paths}
+        for path, files in reached.items():
+            for file in files:
+                target = shared if counts[file] > 1 else own[path]
+                for name, bodies in self.macros(file).items():
+                    target.setdefault(name, set()).update(bodies)
+        return own, shared
+
+    def redefines(self, path: Path, paths: list[Path]) -> bool:
+        """Whether a file gives a macro of its own another meaning than a header that it shares with the others."""
+        own, shared = self.own_macros(paths)
+        return any(name in shared and not bodies <= shared[name] for name, bodies in own[path].items())
 
     def reached(self, path: Path) -> set[Path]:
         """The file, and what it includes of the extension's own files."""
@@ -76,9 +108,10 @@ class Sources:
 def unit_text(paths: list[Path], sources: Sources) -> str:
     """The text of a unit that stands for these files.
 
-    System headers come first, so that no renaming touches them.
+    System headers come first, so that no renaming touches them. Macros of one file are as they were before it after it.
     """
     clashing = sources.clashing(paths)
+    own, shared = sources.own_macros(paths)
     reached = {path: sorted(sources.reached(path)) for path in paths}
     everything = sorted({file for files in reached.values() for file in files})
     headers = {name for file in everything for name in re.findall(r"#\s*include\s+<([^>]+)>", sources.text(file))}
@@ -86,16 +119,17 @@ def unit_text(paths: list[Path], sources: Sources) -> str:
         line for name in sorted(headers) for line in (f"#if __has_include(<{name}>)", f"#include <{name}>", "#endif")
     ]
     for path in paths:
-        renamed = []
+        renamed = {}
         for name, definers in sorted(clashing.items()):
-            own = sorted(definers & set(reached[path]))
-            if len(own) == 1:
-                renamed.append(name)
-                lines.append(f"#define {name} {name}_of_{re.sub(r'[^0-9A-Za-z]', '_', own[0].name)}")
+            files = sorted(definers & set(reached[path]))
+            if len(files) == 1:
+                renamed[name] = f"{name}_of_{re.sub(r'[^0-9A-Za-z]', '_', files[0].name)}"
+        kept = sorted(own[path].keys() - shared.keys())
+        lines += [f'#pragma push_macro("{name}")' for name in kept]
+        lines += [f"#define {name} {other}" for name, other in renamed.items()]
         lines.append(f'#include "{path}"')
-        text = sources.text(path)
-        guards = set(_GUARD.findall(text))
-        lines += [f"#undef {name}" for name in [*renamed, *sorted(set(_MACRO.findall(text)) - guards)]]
+        lines += [f"#undef {name}" for name in renamed]
+        lines += [f'#pragma pop_macro("{name}")' for name in kept]
     return "\n".join([*lines, ""])
 
 
@@ -106,18 +140,23 @@ def plan(paths: list[Path], sources: Sources, jobs: int) -> list[list[Path]]:
     files are compiled several times, once per kind of GPU and once for the host, and are shared out evenly.
     """
     alone = [[path] for path in paths if path.name == "pybind.cpp"]
+    kinds = {suffix: [path for path in paths if path.suffix == suffix] for suffix in (".cpp", ".cu")}
+    alone += [
+        [path] for kind in kinds.values() for path in kind if [path] not in alone and sources.redefines(path, kind)
+    ]
+    rest = [path for path in paths if [path] not in alone]
     folders: dict[Path, list[Path]] = {}
-    for path in paths:
-        if path.suffix == ".cpp" and path.name != "pybind.cpp":
+    for path in rest:
+        if path.suffix == ".cpp":
             folders.setdefault(path.parent, []).append(path)
     size = {path: sum(len(sources.text(file)) for file in sources.reached(path)) for path in paths}
-    kernels = sorted((path for path in paths if path.suffix == ".cu"), key=lambda path: -size[path])
+    kernels = sorted((path for path in rest if path.suffix == ".cu"), key=lambda path: -size[path])
     shares: list[list[Path]] = [[] for _ in range(min(len(kernels), max(2, jobs)))]
     for path in kernels:
         min(shares, key=lambda share: sum(size[other] for other in share)).append(path)
-    rest = sorted(folders.values(), key=lambda group: -sum(size[path] for path in group))
-    others = [[path] for path in paths if path.suffix not in (".cpp", ".cu")]
-    return [*shares, *alone, *rest, *others]
+    groups = sorted(folders.values(), key=lambda group: -sum(size[path] for path in group))
+    others = [[path] for path in rest if path.suffix not in (".cpp", ".cu")]
+    return [*shares, *alone, *groups, *others]
 
 
 def write(paths: list[Path], include_dirs: list[Path], folder: Path, jobs: int) -> list[Path]:
