@@ -185,7 +185,7 @@ def test_causes_are_told_apart(chosen: settings.Settings, said: str, name: str) 
     chosen.venv.mkdir()
     setup = Setup(chosen)
     with pytest.raises(SystemExit) as error:
-        setup.watch(setup.job("sh", "-c", 'printf "%s" "$0"; exit 1', said), 1)
+        setup.watch(setup.job("sh", "-c", 'printf "%s" "$0"; exit 1', said))
     assert said in str(error.value)
     assert str(error.value).endswith(f"  -> {found.way_out}")
     assert str(chosen.log) in str(error.value)
@@ -200,7 +200,7 @@ def test_a_killed_compiler_is_told_as_out_of_memory(chosen: settings.Settings) -
     chosen.venv.mkdir()
     setup = Setup(chosen)
     with pytest.raises(SystemExit, match="MAX_JOBS=1"):
-        setup.watch(setup.job("sh", "-c", "kill -9 $$"), 1)
+        setup.watch(setup.job("sh", "-c", "kill -9 $$"))
 
 
 # What is shown
@@ -217,7 +217,7 @@ def test_a_steps_time_is_shown_on_a_terminal_and_in_logs(
     for stream, expected in ((Terminal(), "\r    0 s of about 1 min 30 s"), (io.StringIO(), "    0 s of about 1 min")):
         progress = output.Progress(2, tmp_path / "log", stream)
         with progress.step("PyTorch", 90):
-            progress.watch(output.Job(("sleep", "0.5"), tmp_path / "log", tmp_path), 90)
+            progress.watch(output.Job(("sleep", "0.5"), tmp_path / "log", tmp_path))
         said = capsys.readouterr().out
         assert f"==> [1/2] PyTorch: about 1 min 30 s (log: {tmp_path / 'log'})\n" in said
         assert expected in said
@@ -236,7 +236,7 @@ def test_a_stopped_step_ends_what_it_started(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(output.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        progress.watch(job, 1)
+        progress.watch(job)
     monkeypatch.undo()
     status = Path("/proc", (tmp_path / "child").read_text().strip(), "status")
     ended = time.monotonic() + 10

@@ -41,14 +41,14 @@ class Setup:
     def job(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Job:
         return Job(arguments, self.settings.log, settings.REPOSITORY, environment, self._keep_open())
 
-    def pip(self, *arguments: str, environment: Mapping[str, str] | None = None, expected: float = 30) -> None:
+    def pip(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """Run pip in the environment; explain a failure and stop."""
         command = (str(self.environment.python), "-m", "pip", *arguments[:1], "--disable-pip-version-check")
-        self.watch(self.job(*command, *arguments[1:], environment=environment), expected)
+        self.watch(self.job(*command, *arguments[1:], environment=environment))
 
-    def watch(self, job: Job, expected: float) -> None:
+    def watch(self, job: Job) -> None:
         try:
-            self.progress.watch(job, expected)
+            self.progress.watch(job)
         except Failed as failure:
             self.give_up(failure)
 
@@ -186,22 +186,22 @@ class Setup:
                     self.install_rest()
             how = "in few units" if kind == "few" else "file by file"
             with self.progress.step(f"mmcv's operators, compiled {how} by {system.jobs()} processes", expected):
-                self._compile(build, job, kind, expected)
+                self._compile(build, job, kind)
         except BaseException:
             job.stop()
             raise
         build.finish()
 
-    def _compile(self, build: operators.Build, job: Job, kind: str, expected: float) -> None:
+    def _compile(self, build: operators.Build, job: Job, kind: str) -> None:
         try:
-            self.progress.watch(job, expected)
+            self.progress.watch(job)
         except Failed as failure:
             if kind == "plain" or operators.hopeless(failure):
                 self.give_up(failure)
-            say("mmcv's sources do not compile in few units here; compiling them file by file")
+            say("mmcv's sources do not compile in few units here; compiling them file by file, about 20 min")
             plain = build.start(False, self._keep_open())
             try:
-                self.watch(plain, operators.SECONDS["plain"])
+                self.watch(plain)
             except BaseException:
                 plain.stop()
                 raise
@@ -225,7 +225,7 @@ class Setup:
     def install_without_operators(self) -> None:
         """mmcv's Python alone, and torchvision, whose operators stand in for the ones that it then lacks."""
         build = operators.without(self.environment, self.constraints(), self.pip)
-        self.watch(build.start(False, self._keep_open()), 20)
+        self.watch(build.start(False, self._keep_open()))
         build.finish()
         self._replace_mmcv(build.wheel)
         build.wheel.drop()
@@ -241,7 +241,7 @@ class Setup:
         if self.settings.operators == "torchvision":
             names.append("torchvision")
         constraints = str(self.constraints())
-        self.pip("install", "-c", constraints, *names, *MMCV_NEEDS, expected=TOOLS_SECONDS)
+        self.pip("install", "-c", constraints, *names, *MMCV_NEEDS)
         if self.environment.problem("import cv2") is not None:
             self.replace_opencv(had_opencv)
         if self.environment.problem("import mim"):
@@ -276,7 +276,7 @@ class Setup:
             if not link.exists():
                 link.symlink_to(settings.REPOSITORY / "sa_mmdet")
             if self.settings.operators == "torchvision":
-                self.watch(self.job(str(self.environment.python), "-m", STAND_INS, "install"), 5)
+                self.watch(self.job(str(self.environment.python), "-m", STAND_INS, "install"))
             problem = self.environment.problem("import mim, sa_mmdet")
             if problem is not None:
                 fail(f"installed, but does not import: {explain(problem)}")

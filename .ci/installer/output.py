@@ -102,7 +102,8 @@ class Progress:
     def __init__(self, steps: int, log: Path, stream: IO[str] | None = None) -> None:
         self._steps, self._log, self._done = steps, log, 0
         self._stream = stream or sys.stdout
-        self.began = time.monotonic()
+        self.began = self._start = time.monotonic()
+        self._expected = 0.0
         self.times: list[tuple[str, float]] = []
 
     @contextlib.contextmanager
@@ -110,17 +111,17 @@ class Progress:
         """Announce a step and note how long it took."""
         self._done += 1
         say(f"[{self._done}/{self._steps}] {title}: about {duration(expected)} (log: {self._log})")
-        start = time.monotonic()
+        self._start, self._expected = time.monotonic(), expected
         yield
-        self.times.append((title, time.monotonic() - start))
+        self.times.append((title, time.monotonic() - self._start))
 
-    def watch(self, job: Job, expected: float) -> None:
-        """Show a job's time until it ends.
+    def watch(self, job: Job) -> None:
+        """Show how long the step has been at work until one of its jobs ends.
 
         Raises:
             Failed: It ended with an error.
         """
-        start = said = time.monotonic()
+        said = time.monotonic()
         terminal = self._stream.isatty()
         try:
             while job.running():
@@ -128,7 +129,7 @@ class Progress:
                 now = time.monotonic()
                 if terminal or now - said > SAY_AGAIN:
                     said = now
-                    line = f"    {duration(now - start)} of about {duration(expected)}"
+                    line = f"    {duration(now - self._start)} of about {duration(self._expected)}"
                     print(f"\r{line}\033[K" if terminal else line, end="" if terminal else "\n", flush=True)
         except BaseException:
             job.stop()
