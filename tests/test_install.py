@@ -129,7 +129,7 @@ def test_compiling_takes_as_many_processes_as_memory_allows(monkeypatch: pytest.
     monkeypatch.delenv("MAX_JOBS", raising=False)
     monkeypatch.setattr(system.os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(system, "_available_memory", lambda: 5 * 2**30)
-    assert system.jobs() == 2
+    assert (system.jobs(), system.jobs(gpu=True)) == (2, 1)
     monkeypatch.setattr(system, "_available_memory", lambda: 2**29)
     assert system.jobs() == 1
     monkeypatch.setenv("MAX_JOBS", "3")
@@ -540,7 +540,10 @@ def test_units_rename_what_several_files_define_and_drop_their_macros(tmp_path: 
     assert subprocess.check_output([str(tmp_path / "all")], text=True) == "5 3 110 120"
 
 
-def test_kernels_are_shared_out_evenly_and_what_takes_longest_comes_first(tmp_path: Path) -> None:
+def test_kernels_are_shared_out_evenly_and_what_takes_longest_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "CUDA_UNITS", 2)
     sizes = {"big": 900, "middle": 500, "small": 300, "tiny": 100}
     for name, size in sizes.items():
         (tmp_path / f"{name}.cu").write_text("x" * size)
@@ -549,6 +552,8 @@ def test_kernels_are_shared_out_evenly_and_what_takes_longest_comes_first(tmp_pa
     groups = units.plan(sorted(tmp_path.iterdir()), units.Sources([tmp_path]), jobs=2)
     names = [[path.stem for path in group] for group in groups]
     assert names == [["big"], ["middle", "small", "tiny"], ["pybind"], ["one", "two"]]
+    monkeypatch.undo()
+    assert len(units.plan(sorted(tmp_path.iterdir()), units.Sources([tmp_path]), jobs=1)) == units.CUDA_UNITS + 2
 
 
 @pytest.mark.parametrize(("needed", "expected"), [(17, "-std=c++17"), (20, "-std=c++20")])

@@ -44,6 +44,8 @@ class Setup:
     def pip(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """Run pip in the environment; explain a failure and stop."""
         command = (str(self.environment.python), "-m", "pip", *arguments[:1], "--disable-pip-version-check")
+        if arguments[0] == "install":
+            command += ("--no-compile",)  # a third of pip's time; Python compiles what is imported, once
         self.watch(self.job(*command, *arguments[1:], environment=environment))
 
     def watch(self, job: Job) -> None:
@@ -185,7 +187,9 @@ class Setup:
                 with self.progress.step("MMDetection and tools, while mmcv's operators compile", TOOLS_SECONDS):
                     self.install_rest()
             how = "in few units" if kind == "few" else "file by file"
-            with self.progress.step(f"mmcv's operators, compiled {how} by {system.jobs()} processes", expected):
+            with self.progress.step(
+                f"mmcv's operators, compiled {how} by {system.jobs(build.wheel.gpu)} processes", expected
+            ):
                 self._compile(build, job, kind)
         except BaseException:
             job.stop()

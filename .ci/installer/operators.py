@@ -84,7 +84,7 @@ class Build:
         tree = source.unpack(self._sdist, self._folder / "source")
         (self._folder / "wheel").mkdir()
         environment = {**os.environ, **self._variables, mmcv_setup.FEW: "1" if few else "0"}
-        environment["MAX_JOBS"] = str(system.jobs())
+        environment["MAX_JOBS"] = str(system.jobs(self.wheel.gpu))
         command = (str(self._environment.python), "-c", _BUILD, str(self._folder / "wheel"))
         return Job(command, self._environment.settings.log, tree, environment, keep_open)
 

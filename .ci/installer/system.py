@@ -100,8 +100,12 @@ def check(settings: Settings, making: bool, compiling: bool, include: Path | Non
         fail("\n  ".join(["this machine lacks something; nothing has been downloaded yet", *lines]))
 
 
-def jobs() -> int:
-    """How many units may be compiled at once: by processors, and by memory, of which one takes up to 2.2 GB."""
+def jobs(gpu: bool = False) -> int:
+    """How many units may be compiled at once: by processors, and by memory, of which one takes up to 2.2 GB.
+
+    Args:
+        gpu: Whether there are CUDA's among them, which take up to 4 GB.
+    """
     if os.environ.get("MAX_JOBS"):
         return max(1, int(os.environ["MAX_JOBS"]))
     processors = len(os.sched_getaffinity(0))
@@ -110,7 +114,7 @@ def jobs() -> int:
         free = _available_memory() or pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return processors
-    return max(1, min(processors, int(free / 2**30 / 2.5)))
+    return max(1, min(processors, int(free / 2**30 / (4 if gpu else 2.5))))
 
 
 def _available_memory(path: Path = Path("/proc/meminfo")) -> int | None:

@@ -12,6 +12,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+CUDA_UNITS = 4  # at least: compiling all kernels in two takes more than 3 GB of memory each
+
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 _MACRO = re.compile(r"^[ \t]*#\s*define\s+(\w+)((?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -151,7 +153,7 @@ def plan(paths: list[Path], sources: Sources, jobs: int) -> list[list[Path]]:
             folders.setdefault(path.parent, []).append(path)
     size = {path: sum(len(sources.text(file)) for file in sources.reached(path)) for path in paths}
     kernels = sorted((path for path in rest if path.suffix == ".cu"), key=lambda path: -size[path])
-    shares: list[list[Path]] = [[] for _ in range(min(len(kernels), max(2, jobs)))]
+    shares: list[list[Path]] = [[] for _ in range(min(len(kernels), max(CUDA_UNITS, jobs)))]
     for path in kernels:
         min(shares, key=lambda share: sum(size[other] for other in share)).append(path)
     groups = sorted(folders.values(), key=lambda group: -sum(size[path] for path in group))
