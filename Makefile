@@ -2,21 +2,24 @@
 STACK ?= upstream
 # The environment: a virtual environment of our own, or an existing one (make test VENV=$CONDA_PREFIX).
 VENV ?= .venv$(patsubst %,-%,$(filter-out upstream,$(STACK)))
-# The interpreter that .venv is made with, 3.10 to 3.12.
+# The interpreter that .venv is made with, 3.10 or newer.
 PYTHON ?= python3
 # Which PyTorch, and further arguments for pip when it installs it, such as --index-url for another CUDA.
 TORCH ?=
 TORCH_ARGS ?=
+# How mmcv's operators are made: compiled in few units (the default), compiled file by file (plain), or none of mmcv's own,
+# but torchvision's (torchvision).
+OPERATORS ?=
 DEMO_DIR ?= work_dirs/demo
 DEMO_CONFIG = configs/demo/mask-rcnn_sa-r18_fpn_shapes.py
 
-export VENV STACK TORCH TORCH_ARGS
-BIN = $(VENV)/bin
+export VENV STACK TORCH TORCH_ARGS OPERATORS
+BIN = "$(VENV)"/bin
 
 .PHONY: install test test-long demo check-gpu clean
 
 install:
-	@$(PYTHON) .ci/install.py
+	@exec "$(PYTHON)" .ci/install.py
 
 # Types are checked against the default PyTorch alone: its annotations change from version to version.
 test: install

@@ -1,0 +1,1 @@
+"""What `make install` does, with the standard library alone."""

@@ -1,0 +1,86 @@
+"""What the user chose, where things lie, and the versions that this repository names."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+CONSTRAINTS = REPOSITORY / ".ci" / "constraints.txt"
+REQUIREMENTS = REPOSITORY / "requirements.txt"
+
+DEFAULT_TORCH = "torch==2.13.0"
+# The OpenMMLab packages as their authors left them, and the maintained fork, which provides the same imports.
+STACKS = {
+    "upstream": dict(mmcv="mmcv", mmengine="mmengine", mmdet="mmdet", mim="openmim==0.3.9"),
+    "onedl": dict(mmcv="onedl-mmcv", mmengine="onedl-mmengine", mmdet="onedl-mmdetection", mim="onedl-mim==0.5.1"),
+}
+# How mmcv's operators are made: in few units with the plain build behind, the plain build, or none but torchvision's.
+OPERATORS = ("", "plain", "torchvision")
+SETUPTOOLS = "setuptools>=77,<82"  # 82 has no pkg_resources, which openmim and mmengine import
+# PyTorch before 2.3 is compiled against numpy 1, and imports what setuptools dropped in 70.
+OLD_TORCH = (2, 3)
+OLD_SETUPTOOLS = "setuptools>=69,<70"
+WITH_OLD_TORCH = {
+    "numpy": "numpy<2",
+    "opencv-python": "opencv-python<4.12",
+    "opencv-python-headless": "opencv-python-headless<4.12",
+    "captum": "captum==0.8.0",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The Makefile's variables.
+
+    Attributes:
+        venv: The environment's folder.
+        stack: A key of STACKS.
+        torch: The requirement that pip gets for PyTorch; empty for what is there, or the default.
+        torch_args: Further arguments for pip when it installs PyTorch.
+        operators: One of OPERATORS.
+        cache: Where compiled wheels are kept between environments.
+    """
+
+    venv: Path
+    stack: str
+    torch: str
+    torch_args: tuple[str, ...]
+    operators: str
+    cache: Path
+
+    @property
+    def python(self) -> Path:
+        return self.venv / "bin" / "python"
+
+    @property
+    def log(self) -> Path:
+        return self.venv / "install.log"
+
+    @property
+    def stamp(self) -> Path:
+        """Written last, it says what the environment was set up from."""
+        return self.venv / ".sa_mmdet_installed"
+
+    @property
+    def unfinished(self) -> Path:
+        """There while a set-up is at work, and after one that was killed."""
+        return self.venv / ".sa_mmdet_installing"
+
+    @property
+    def packages(self) -> dict[str, str]:
+        return STACKS[self.stack]
+
+
+def read() -> Settings:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Settings(
+        venv=Path(os.environ.get("VENV") or ".venv").absolute(),
+        stack=os.environ.get("STACK") or "upstream",
+        torch=os.environ.get("TORCH", ""),
+        torch_args=tuple(shlex.split(os.environ.get("TORCH_ARGS", ""))),
+        operators=os.environ.get("OPERATORS", ""),
+        cache=cache.absolute() / "sa_mmdet",
+    )

@@ -1,0 +1,173 @@
+"""Group C++ sources into few units, each of which reads PyTorch's headers once.
+
+mmcv's operators are some 80 C++ files (and some 50 for CUDA) of which each takes longer to read PyTorch's headers than
+to compile what stands in it. A unit is a file that includes many of them. Two things stand in the way, and are
+removed here: names that several files define for themselves, which are renamed file by file with the preprocessor,
+and macros that a file leaves behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+CUDA_UNITS = 4  # at least: compiling all kernels in two takes more than 3 GB of memory each
+
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+_MACRO = re.compile(r"^[ \t]*#\s*define\s+(\w+)((?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE)
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+# A definition that starts in the first column: its specifiers and type, its name, and its parameters up to the body.
+_FUNCTION = re.compile(
+    r"^(?!return|else|using|typedef|namespace|DISPATCH|REGISTER|AT_)[A-Za-z_][\w:<>,&* \t\n]*?[\s*&](\w+)"
+    r"\(([^;{}()]|\([^()]*\))*\)\s*\{",
+    re.MULTILINE,
+)
+_TYPE = re.compile(r"^(?:template\s*<[^{};]*?>\s*)?(?:struct|class|enum|union)\s+(\w+)\s*[<:;{]", re.MULTILINE)
+_VARIABLE = re.compile(
+    r"^(?:(?:static|inline|const|constexpr|unsigned|__device__|__constant__|int|float|double|long|bool|size_t|int64_t)\s+)+"
+    r"(\w+)\s*(?:\[[^\]]*\]\s*)*=",
+    re.MULTILINE,
+)
+
+
+def _text(path: Path) -> str:
+    return _COMMENT.sub("", path.read_text(errors="replace"))
+
+
+class Sources:
+    """What the files of one extension include and define."""
+
+    def __init__(self, include_dirs: list[Path]) -> None:
+        self._include_dirs = include_dirs
+        self._texts: dict[Path, str] = {}
+        self._defined: dict[Path, set[str]] = {}
+
+    def text(self, path: Path) -> str:
+        if path not in self._texts:
+            self._texts[path] = _text(path)
+        return self._texts[path]
+
+    def defined(self, path: Path) -> set[str]:
+        """Functions, types and variables that a file defines in the first column, outside of functions and types."""
+        if path not in self._defined:
+            text = self.text(path)
+            self._defined[path] = {
+                match.group(1) for pattern in (_FUNCTION, _TYPE, _VARIABLE) for match in pattern.finditer(text)
+            }
+        return self._defined[path]
+
+    def macros(self, path: Path) -> dict[str, set[str]]:
+        """Macros that a file defines, and what for, without regard to space."""
+        found: dict[str, set[str]] = {}
+        for name, body in _MACRO.findall(self.text(path)):
+            found.setdefault(name, set()).add(" ".join(body.split()))
+        return found
+
+    def own_macros(self, paths: list[Path]) -> tuple[dict[Path, dict[str, set[str]]], dict[str, set[str]]]:
+        """Macros of each file and of what it alone includes, and those of what several of the files include."""
+        reached = {path: self.reached(path) for path in paths}
+        counts = Counter(file for files in reached.values() for file in files)
+        shared: dict[str, set[str]] = {}
+        own: dict[Path, dict[str, set[str]]] = {path: {} for path in paths}
+        for path, files in reached.items():
+            for file in files:
+                target = shared if counts[file] > 1 else own[path]
+                for name, bodies in self.macros(file).items():
+                    target.setdefault(name, set()).update(bodies)
+        return own, shared
+
+    def redefines(self, path: Path, paths: list[Path]) -> bool:
+        """Whether a file gives a macro of its own another meaning than a header that it shares with the others."""
+        own, shared = self.own_macros(paths)
+        return any(name in shared and not bodies <= shared[name] for name, bodies in own[path].items())
+
+    def reached(self, path: Path) -> set[Path]:
+        """The file, and what it includes of the extension's own files."""
+        found, waiting = {path}, [path]
+        while waiting:
+            current = waiting.pop()
+            for name in _INCLUDE.findall(self.text(current)):
+                for folder in (current.parent, *self._include_dirs):
+                    candidate = (folder / name).resolve()
+                    if candidate.is_file():
+                        if candidate not in found:
+                            found.add(candidate)
+                            waiting.append(candidate)
+                        break
+        return found
+
+    def clashing(self, paths: list[Path]) -> dict[str, set[Path]]:
+        """Names that more than one of the files reached from these define, and those files."""
+        definers: dict[str, set[Path]] = {}
+        for path in paths:
+            for reached in self.reached(path):
+                for name in self.defined(reached):
+                    definers.setdefault(name, set()).add(reached)
+        return {name: files for name, files in definers.items() if len(files) > 1}
+
+
+def unit_text(paths: list[Path], sources: Sources) -> str:
+    """The text of a unit that stands for these files.
+
+    System headers come first, so that no renaming touches them. Macros of one file are as they were before it after it.
+    """
+    clashing = sources.clashing(paths)
+    own, shared = sources.own_macros(paths)
+    reached = {path: sorted(sources.reached(path)) for path in paths}
+    everything = sorted({file for files in reached.values() for file in files})
+    headers = {name for file in everything for name in re.findall(r"#\s*include\s+<([^>]+)>", sources.text(file))}
+    lines = [
+        line for name in sorted(headers) for line in (f"#if __has_include(<{name}>)", f"#include <{name}>", "#endif")
+    ]
+    for path in paths:
+        renamed = {}
+        for name, definers in sorted(clashing.items()):
+            files = sorted(definers & set(reached[path]))
+            if len(files) == 1:
+                renamed[name] = f"{name}_of_{re.sub(r'[^0-9A-Za-z]', '_', files[0].name)}"
+        kept = sorted(own[path].keys() - shared.keys())
+        lines += [f'#pragma push_macro("{name}")' for name in kept]
+        lines += [f"#define {name} {other}" for name, other in renamed.items()]
+        lines.append(f'#include "{path}"')
+        lines += [f"#undef {name}" for name in renamed]
+        lines += [f'#pragma pop_macro("{name}")' for name in kept]
+    return "\n".join([*lines, ""])
+
+
+def plan(paths: list[Path], sources: Sources, jobs: int) -> list[list[Path]]:
+    """Which files make a unit together, those that take longest first.
+
+    pybind.cpp, which binds all operators, takes as long as the rest of the C++ files together and stays alone. CUDA's
+    files are compiled several times, once per kind of GPU and once for the host, and are shared out evenly.
+    """
+    alone = [[path] for path in paths if path.name == "pybind.cpp"]
+    kinds = {suffix: [path for path in paths if path.suffix == suffix] for suffix in (".cpp", ".cu")}
+    alone += [
+        [path] for kind in kinds.values() for path in kind if [path] not in alone and sources.redefines(path, kind)
+    ]
+    rest = [path for path in paths if [path] not in alone]
+    folders: dict[Path, list[Path]] = {}
+    for path in rest:
+        if path.suffix == ".cpp":
+            folders.setdefault(path.parent, []).append(path)
+    size = {path: sum(len(sources.text(file)) for file in sources.reached(path)) for path in paths}
+    kernels = sorted((path for path in rest if path.suffix == ".cu"), key=lambda path: -size[path])
+    shares: list[list[Path]] = [[] for _ in range(min(len(kernels), max(CUDA_UNITS, jobs)))]
+    for path in kernels:
+        min(shares, key=lambda share: sum(size[other] for other in share)).append(path)
+    groups = sorted(folders.values(), key=lambda group: -sum(size[path] for path in group))
+    others = [[path] for path in rest if path.suffix not in (".cpp", ".cu")]
+    return [*shares, *alone, *groups, *others]
+
+
+def write(paths: list[Path], include_dirs: list[Path], folder: Path, jobs: int) -> list[Path]:
+    """Write the units of these files into a folder and return their paths."""
+    sources = Sources([path.resolve() for path in include_dirs])
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, group in enumerate(plan([path.resolve() for path in paths], sources, jobs)):
+        path = folder / f"unit_{number}_{group[0].parent.name}{group[0].suffix}"
+        path.write_text(unit_text(group, sources))
+        written.append(path)
+    return written
