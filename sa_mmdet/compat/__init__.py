@@ -1,9 +1,10 @@
 """Repairs of the stack below: each with its reason and the versions it is for. Importing the package applies them."""
 
 from . import checkpoints, distributed
+from .mmcv_operators import stand_in
 from .stack import check_stack
 
-__all__ = ["apply", "check_stack"]
+__all__ = ["apply", "check_stack", "stand_in"]
 
 
 def apply() -> None:
