@@ -128,7 +128,7 @@ def _convolve(input: Tensor, weight: Tensor, offset: Tensor, **options: Any) -> 
 
 
 def _gradients(
-    grad_output: Tensor, wanted: dict[str, Tensor], given: dict[str, Tensor], geometry: dict[str, tuple[int, int]]
+    grad_output: Tensor, wanted: dict[str, Tensor], given: dict[str, Tensor], geometry: dict[str, Any]
 ) -> dict[str, Tensor]:
     """The gradients of the wanted inputs by their names."""
     leaves = {name: value.detach().requires_grad_() for name, value in wanted.items()}

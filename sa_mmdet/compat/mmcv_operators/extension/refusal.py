@@ -1,5 +1,6 @@
 """The error of what has no stand-in."""
 
+from importlib.metadata import packages_distributions
 from typing import Any, NoReturn
 
 from mmcv import __version__
@@ -16,8 +17,10 @@ def refuse(what: str, *arguments: Any, **options: Any) -> NoReturn:
     Raises:
         NotImplementedError: Always.
     """
+    installed = sorted(set(packages_distributions().get("mmcv", ["mmcv"])))
+    name = installed[0].removesuffix("-lite")  # the maintained fork's is onedl-mmcv
     raise NotImplementedError(
         f"mmcv is installed without compiled operators, and {what} has no stand-in. Install mmcv with its operators, "
-        "which takes a C++ compiler, and for a GPU the CUDA toolkit of PyTorch's CUDA version: pip uninstall -y mmcv "
-        f"mmcv-lite; pip install --no-build-isolation --no-cache-dir mmcv=={__version__}"
+        "which takes a C++ compiler, and for a GPU the CUDA toolkit of PyTorch's CUDA version: pip uninstall -y "
+        f"{' '.join(installed)}; pip install --no-build-isolation --no-cache-dir {name}=={__version__}"
     )

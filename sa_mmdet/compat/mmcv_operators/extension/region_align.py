@@ -66,4 +66,5 @@ def roi_align_backward(
     bins = (aligned_height, aligned_width)
     with torch.enable_grad():
         output = torchvision.ops.roi_align(features, rois, bins, spatial_scale, sampling_ratio, aligned)
-    grad_input.copy_(*torch.autograd.grad(output, features, grad_output))
+    [gradient] = torch.autograd.grad(output, features, grad_output)
+    grad_input.copy_(gradient)
