@@ -2,6 +2,7 @@
 
 from . import compat
 
+compat.stand_in()
 compat.check_stack()
 compat.apply(compat.ON_IMPORT)
 

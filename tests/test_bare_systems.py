@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from places import REPOSITORY
 
 SUITES = os.environ.get("BARE_SYSTEMS", "bookworm,trixie").split(",")
 HOURS = 3

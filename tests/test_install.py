@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
 from installer import causes, cuda, mmcv_setup, operators, output, settings, source, system, units
 from installer.environment import Environment, Lock
 from installer.main import Setup
+from places import REPOSITORY
 
 FACTS: dict[str, Any] = dict(
     version="2.13.0+cpu",

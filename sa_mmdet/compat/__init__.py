@@ -4,8 +4,9 @@ Each repair says what fails without it and which versions need it. Importing the
 checkpoints needs; those for several processes on CPUs wait until a launcher starts on a machine without a GPU.
 """
 
+from .mmcv_operators import stand_in
 from .mmengine_checkpoints import load_tensors
 from .repairs import ON_IMPORT, Repair, active, apply
 from .stack import check_stack
 
-__all__ = ["ON_IMPORT", "Repair", "active", "apply", "check_stack", "load_tensors"]
+__all__ = ["ON_IMPORT", "Repair", "active", "apply", "check_stack", "load_tensors", "stand_in"]
