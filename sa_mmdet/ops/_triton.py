@@ -181,8 +181,8 @@ def _statistics_kernel(
     length = (end - begin).to(tl.float32)
     sum_of_all = tl.sum(total, 0)
     mean_of_all = sum_of_all / length
-    # How many positions each element of the tile took: one less where the last turn was beyond the end.
-    taken = tl.where(begin + tl.arange(0, BL) + (count.to(tl.int32) - 1) * BL < end, count, count - 1.0)[:, None]
+    # How many positions each element of the tile took.
+    taken = ((end - begin + BL - 1 - tl.arange(0, BL)) // BL).to(tl.float32)[:, None]
     apart = mean - mean_of_all[None, :]
     to = partial + (split * images + n) * C + c
     tl.store(to, mean_of_all, c < C)
