@@ -91,7 +91,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
 
 def tensors() -> list[Tensor]:
     """x, identity, scale, shift and the six parameters."""
-    sizes: list[tuple[int, ...]] = [(2, 16, 5, 6)] * 2 + [(16,)] * 2 + [(2,)] * 6
+    sizes: list[Any] = [(2, 16, 5, 6)] * 2 + [(16,)] * 2 + [(2,)] * 6
     return [torch.randn(size, dtype=torch.float64).requires_grad_() for size in sizes]
 
 
