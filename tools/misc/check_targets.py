@@ -29,7 +29,7 @@ CPU = [
 CUDA = [
     Target("backbone", "inference", "ratio_paired", 1.00),
     Target("backbone", "training", "ratio_paired", 1.00),
-    Target("backbone", "memory", "ratio", 1.01),
+    Target("backbone", "memory", "ratio", 1.00),
     Target("operator", "inference", "share_of_copy", 0.8, at_least=True),
     Target("operator", "backward", "share_of_copy", 0.8, at_least=True),
     Target("operator", "inference", "speed_of_published", 4.0, at_least=True),
