@@ -60,6 +60,16 @@ _CONTEXT_LOST = (
 )
 
 
+def backends() -> dict[str, str]:
+    """What computes the fused form on each kind of device, or why nothing does."""
+    if not AVAILABLE or broken:
+        reason = f"not fused: {broken or f'PyTorch {torch.__version__} has no torch.library.custom_op'}"
+        return dict(cpu=reason, cuda=reason)
+    return dict(
+        cpu="fused, by PyTorch's operators", cuda="fused, by Triton" if _triton else f"not fused: {_without_triton}"
+    )
+
+
 def transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, whose rules the operator does not have."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
