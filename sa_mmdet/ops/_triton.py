@@ -701,7 +701,7 @@ def backward(
     n, c = x.shape[:2]
     grad_x = torch.empty_like(x)
     grad_identity = x.new_empty(0) if out is None else torch.empty_like(x)
-    grad_scale, grad_shift = x.new_zeros((2, c), dtype=torch.float32)
+    grad_scale, grad_shift = (x.new_zeros(c, dtype=torch.float32) for _ in range(2))  # of which none aliases another
     grad_parameters = torch.zeros_like(parameters, dtype=torch.float32, memory_format=torch.contiguous_format)
     if not x.numel():
         return grad_x, grad_identity, grad_scale, grad_shift, grad_parameters
