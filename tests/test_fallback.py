@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sa_mmdet import obstacles_to_fusion, ops
-from sa_mmdet.ops import _cpu, operator
+from sa_mmdet.ops import cpu, operator
 
 pytestmark = pytest.mark.skipif(not operator.AVAILABLE, reason="custom operators came with PyTorch 2.4")
 shuffle_attention: Any = ops.shuffle_attention_residual
@@ -70,13 +70,13 @@ class Kernels(types.SimpleNamespace):
         self.calls.append("forward")
         if self.forward_fails is not None:
             raise self.forward_fails
-        return _cpu.forward(*arguments)
+        return cpu.forward(*arguments)
 
     def backward(self, *arguments: Any) -> Any:
         self.calls.append("backward")
         if self.backward_fails is not None:
             raise self.backward_fails
-        return _cpu.backward(*arguments)
+        return cpu.backward(*arguments)
 
 
 @pytest.fixture

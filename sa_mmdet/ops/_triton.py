@@ -1,4 +1,4 @@
-"""The fused form on GPUs, in Triton: the arithmetic of :mod:`sa_mmdet.ops._cpu`, in float32 for every dtype.
+"""The fused form on GPUs, in Triton: the arithmetic of :mod:`sa_mmdet.ops.cpu`, in float32 for every dtype.
 
 Shapes: N images, C channels, L = H*W positions, G groups, K = C / (2G) channels of a branch, S splits of the positions.
 
@@ -627,7 +627,7 @@ def forward(
     groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`sa_mmdet.ops._cpu.forward`, in one launch or two."""
+    """As :func:`sa_mmdet.ops.cpu.forward`, in one launch or two."""
     layout = memory_format(x)
     x = x.contiguous(memory_format=layout)
     n, c = x.shape[:2]
@@ -695,7 +695,7 @@ def backward(
     groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`sa_mmdet.ops._cpu.backward`, in two launches or three."""
+    """As :func:`sa_mmdet.ops.cpu.backward`, in two launches or three."""
     layout = memory_format(x)
     x, gradient = (tensor.contiguous(memory_format=layout) for tensor in (x, gradient))
     n, c = x.shape[:2]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _cpu, formula
+from . import cpu, formula
 
 # torch.library.custom_op came with torch 2.4; before, the composite form does the work.
 AVAILABLE = hasattr(torch.library, "custom_op")
@@ -119,7 +119,7 @@ def _run(name: str, x: Tensor, arguments: tuple, fallback: bool) -> tuple[Tensor
 def _backend(x: Tensor, fallback: bool) -> Any:
     if x.numel() and by_triton(x):
         return formula if fallback and x.device in failures else _triton
-    return _cpu if x.numel() and x.device.type == "cpu" else formula
+    return cpu if x.numel() and x.device.type == "cpu" else formula
 
 
 def _all_laid_out(values: tuple, layout: torch.memory_format) -> tuple:
