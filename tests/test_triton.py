@@ -165,11 +165,9 @@ def test_odd_strides(kind: str) -> None:
 
 @pytest.mark.skipif(not INTERPRETED, reason="counts what Triton's interpreter reads and writes")
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("shape", [(1, 8, 16, 16), (1, 4, 100, 100)], ids=["on chip", "longer"])
+@pytest.mark.parametrize("on_chip", [True, False])
 @pytest.mark.parametrize("mode", ["alone", "tail"])
-def test_passes_over_memory(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], mode: str, channels_last: bool
-) -> None:
+def test_passes_over_memory(monkeypatch: pytest.MonkeyPatch, on_chip: bool, mode: str, channels_last: bool) -> None:
     from triton.runtime.interpreter import InterpreterBuilder
 
     moved = [0]
@@ -185,18 +183,18 @@ def test_passes_over_memory(
     for name in ("create_masked_load", "create_masked_store"):
         monkeypatch.setattr(InterpreterBuilder, name, counting(getattr(InterpreterBuilder, name)))
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    x, identity, gradient = (torch.randn(shape).contiguous(memory_format=layout) for _ in range(3))
-    c = shape[1]
+    side = 100 if not on_chip else 8 if channels_last else 40
+    c = 4 if not on_chip else 8
+    x, identity, gradient = (torch.randn(1, c, side, side).contiguous(memory_format=layout) for _ in range(3))
     parameters, affine = torch.randn(6, c // 4), [torch.randn(c) if mode == "tail" else None for _ in range(2)]
     out, mean, rstd = kernels().forward(x, identity if mode == "tail" else None, *affine, parameters, 2, 1e-5)
     forward = moved[0] / (4 * x.numel())
     kernels().backward(gradient, x, out if mode == "tail" else None, mean, rstd, *affine, parameters, 2, 1e-5)
     backward = moved[0] / (4 * x.numel()) - forward
-    on_chip = shape[2] == 16
     expected = {("alone", True): (2, 3), ("alone", False): (3, 5), ("tail", True): (3, 5), ("tail", False): (4, 7)}
-    # Numbers a channel, and a split, come on top: a few hundred elements to the ten thousands of a map.
+    # Numbers for each channel, and split, come on top: they weigh little but on the smallest map, of 64 positions.
     for passes, bound in zip((forward, backward), expected[mode, on_chip], strict=True):
-        assert bound <= passes < bound + 0.35
+        assert bound <= passes < bound + (0.9 if side == 8 else 0.35)
 
 
 def is_mask(handle: Any) -> bool:

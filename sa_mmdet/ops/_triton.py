@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 _MULTIPROCESSORS = 132  # of an H100 or H200; smaller GPUs are filled, too
-_LONGEST_ROW = {False: 8192, True: 256}  # positions that are read once, by whether the layout is channels-last
+_LONGEST_ROW = {False: 8192, True: 64}  # positions that are read once, by whether the layout is channels-last
 _LAST_CHANNELS = 32  # of a channels-last tile: 64 bytes or more of each position together
 # Sizes that change from batch to batch. Compiling anew for the value 1, or for multiples of 16, would gain nothing.
 _SIZES = ["L", "K", "images", "groups", "splits", "split_length", "chunk", "blocks", "pieces", "piece"]
