@@ -530,14 +530,22 @@ def test_units_rename_what_several_files_define_and_drop_their_macros(tmp_path: 
             f'#include "shared.hpp"\n#include "{name}.hpp"\n#ifndef GIVEN\n#define GIVEN SIZE\n#endif\n'
             f"int of_{name}() {{\n  return helper(0) + 10 * GIVEN;\n}}\n"
         )
+    (folder / "functor.hpp").write_text(
+        "#pragma once\ntemplate <typename T>\nstruct Functor {\n  int operator()() const;\n};\n"
+    )
+    (folder / "e.cpp").write_text('#include "functor.hpp"\nint of_e() {\n  return Functor<int>()();\n}\n')
+    (folder / "f.cpp").write_text(
+        '#include "functor.hpp"\ntemplate <>\nstruct Functor<int> {\n'
+        "  int operator()() const {\n    return 7;\n  }\n};\n"
+    )
     (folder / "pybind.cpp").write_text(
-        "#include <cstdio>\nint of_a();\nint of_b();\nint of_c();\nint of_d();\n"
-        'int main() {\n  std::printf("%d %d %d %d", of_a(), of_b(), of_c(), of_d());\n}\n'
+        "#include <cstdio>\nint of_a();\nint of_b();\nint of_c();\nint of_d();\nint of_e();\n"
+        'int main() {\n  std::printf("%d %d %d %d %d", of_a(), of_b(), of_c(), of_d(), of_e());\n}\n'
     )
     written = units.write(sorted(folder.glob("*.cpp")), [folder], tmp_path / "units", jobs=2)
     assert len(written) == 2
     subprocess.run(["c++", "-std=c++17", *map(str, written), "-o", str(tmp_path / "all")], check=True)
-    assert subprocess.check_output([str(tmp_path / "all")], text=True) == "5 3 110 120"
+    assert subprocess.check_output([str(tmp_path / "all")], text=True) == "5 3 110 120 7"
 
 
 def test_kernels_are_shared_out_evenly_and_what_takes_longest_comes_first(

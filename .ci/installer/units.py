@@ -23,7 +23,13 @@ _FUNCTION = re.compile(
     r"\(([^;{}()]|\([^()]*\))*\)\s*\{",
     re.MULTILINE,
 )
-_TYPE = re.compile(r"^(?:template\s*<[^{};]*?>\s*)?(?:struct|class|enum|union)\s+(\w+)\s*[<:;{]", re.MULTILINE)
+# A specialisation belongs to the template, wherever that is defined; a template may be declared alone.
+_TYPE = re.compile(
+    r"^(?:template\s*<[^{};]*?>\s*)?(?:struct|class|enum|union)\s+(\w+)\s*(?::[^;{]*)?\{"
+    r"|^template\s*<[^{};]*?>\s*(?:struct|class)\s+(\w+)\s*;",
+    re.MULTILINE,
+)
+_SPECIALISATION = re.compile(r"^(?:template\s*<[^{};]*?>\s*)?struct\s+\w+\s*<", re.MULTILINE)
 _VARIABLE = re.compile(
     r"^(?:(?:static|inline|const|constexpr|unsigned|__device__|__constant__|int|float|double|long|bool|size_t|int64_t)\s+)+"
     r"(\w+)\s*(?:\[[^\]]*\]\s*)*=",
@@ -53,7 +59,9 @@ class Sources:
         if path not in self._defined:
             text = self.text(path)
             self._defined[path] = {
-                match.group(1) for pattern in (_FUNCTION, _TYPE, _VARIABLE) for match in pattern.finditer(text)
+                match.group(1) or match.group(2)
+                for pattern in (_FUNCTION, _TYPE, _VARIABLE)
+                for match in pattern.finditer(text)
             }
         return self._defined[path]
 
@@ -110,8 +118,11 @@ class Sources:
 def unit_text(paths: list[Path], sources: Sources) -> str:
     """The text of a unit that stands for these files.
 
+    Files that specialise templates come before those that may use them, as C++ asks.
+
     System headers come first, so that no renaming touches them. Macros of one file are as they were before it after it.
     """
+    paths = sorted(paths, key=lambda path: not _SPECIALISATION.search(sources.text(path)))
     clashing = sources.clashing(paths)
     own, shared = sources.own_macros(paths)
     reached = {path: sorted(sources.reached(path)) for path in paths}
