@@ -1,15 +1,15 @@
 """Set up the environment of the Makefile; `make install` runs this.
 
-This file alone must be readable for every Python, however old, so that an old one gets a sentence and not a
-SyntaxError. What is done stands in the folder installer.
+The steps are in the folder installer. Every Python, however old, must be able to parse this file, so that an old one
+prints a message instead of a SyntaxError.
 """
 
 import sys
 
 if sys.version_info < (3, 10):
     sys.exit(
-        "make install: this is Python %d.%d; 3.10 or newer is needed: make install PYTHON=python3.11, or whichever "
-        "newer Python your system has" % sys.version_info[:2]
+        "make install: this is Python %d.%d; 3.10 or newer is needed: make install PYTHON=python3.11, or another "
+        "newer Python of your system" % sys.version_info[:2]
     )
 
 from installer.main import main

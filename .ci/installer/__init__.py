@@ -1,1 +1,1 @@
-"""What `make install` does, with the standard library alone."""
+"""What `make install` does; uses the standard library only."""

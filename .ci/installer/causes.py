@@ -1,4 +1,4 @@
-"""Why a step failed, told from its output, and the way out."""
+"""Known causes of failures, recognised by a command's output, and what to do about each."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 
 class Cause(NamedTuple):
-    """A cause of failure: what tells it in the output, and the sentence for the user."""
+    """A cause of failure: the pattern by which its output is recognised, and the advice for the user."""
 
     name: str
     pattern: str
     way_out: str
 
 
-# The first that matches is told, so what causes others' signs stands before them: a full disk or a killed compiler
-# breaks a build in many ways, and without a network pip finds no versions of anything.
+# The first match counts. A cause that also produces the output of others comes before them: a full disk or a killed
+# compiler breaks a build in many ways, and without a network pip finds no version of any package.
 CAUSES = (
     Cause("disk", r"No space left on device|Disk quota exceeded", "the disk is full: free some space, or VENV=DIR"),
     Cause(
@@ -30,8 +30,8 @@ CAUSES = (
         r"|NameResolutionError|NewConnectionError|Network is unreachable|Read timed out|ReadTimeoutError"
         r"|ConnectTimeoutError|Connection (refused|reset|aborted|timed out|broken)|IncompleteRead|ProxyError"
         r"|CERTIFICATE_VERIFY_FAILED|IncompleteDownload",
-        "the package index was not reached: look at the network and pip's configuration (pip config list), then run "
-        "make install again; it goes on from here",
+        "the package index was not reached: check the network and pip's configuration (pip config list), then run "
+        "make install again to continue",
     ),
     Cause(
         "headers",
@@ -41,13 +41,13 @@ CAUSES = (
     Cause(
         "opencv",
         r"lib(GL|xcb|X11|gthread-2\.0|glib-2\.0|SM|ICE|Xext)\.so\.\d+: cannot open shared object file",
-        "OpenCV's build with windows lacks a library of the system: pip install opencv-python-headless in place of "
+        "OpenCV's build with windows needs a library of the system: pip install opencv-python-headless instead of "
         "opencv-python, or apt-get install libgl1 libxcb1 libglib2.0-0",
     ),
     Cause(
         "cuda version",
         r"detected CUDA version .* mismatches|CUDA version .* mismatch",
-        "the CUDA toolkit is of another version than PyTorch: set CUDA_HOME to one of PyTorch's own version",
+        "the CUDA toolkit has another version than PyTorch's CUDA: set CUDA_HOME to a toolkit of PyTorch's version",
     ),
     Cause(
         "cuda toolkit",
@@ -76,13 +76,13 @@ CAUSES = (
         "python",
         r"requires a different Python|Requires-Python|from versions: none\)(.|\n)*No matching distribution"
         r"|No matching distribution found for torch",
-        "pip's index has no such package for this Python and machine; if this Python is very new, choose another: "
+        "pip's index has no such package for this Python and machine; if this Python is very new, use another one: "
         "make install PYTHON=python3.12 VENV=DIR",
     ),
-    Cause("distribution", r"No matching distribution", "pip's index has no such version of this package"),
+    Cause("distribution", r"No matching distribution", "pip's index does not have this version of the package"),
 )
 
 
 def find(output: str) -> Cause | None:
-    """The cause that a failing command's output tells, if it is one of those known."""
+    """Find the cause of a failure in a command's output; None if it is not a known one."""
     return next((cause for cause in CAUSES if re.search(cause.pattern, output)), None)

@@ -1,4 +1,4 @@
-"""The virtual environment: made, mended after a kill, asked what is in it, and held by one set-up at a time."""
+"""The virtual environment: making it, repairing it after a kill, asking what it contains; and locks."""
 
 from __future__ import annotations
 
@@ -43,41 +43,48 @@ print(json.dumps(dict(
 
 
 class Environment:
-    """A folder with a Python of its own."""
+    """A virtual environment, which need not exist yet, or an existing environment of the user's.
+
+    Args:
+        settings: The user's choices.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.python = settings.python
 
     def exists(self) -> bool:
+        """Whether the environment has a Python."""
         return self.python.exists()
 
     def problem(self, code: str) -> str | None:
-        """None if the environment's Python runs the code, else what it printed on errors."""
+        """Run code in the environment's Python; returns what it printed as an error, or None if it succeeded."""
         result = subprocess.run([self.python, "-c", code], capture_output=True, text=True, cwd="/")
         return None if result.returncode == 0 else result.stderr.strip() or f"ended with {result.returncode}"
 
     def output(self, code: str, *arguments: str) -> str:
+        """Run code in the environment's Python and return what it printed."""
         command = [str(self.python), "-c", code, *arguments]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
 
     def path(self, name: str) -> Path:
-        """One of the paths that sysconfig names."""
+        """A path by its name in sysconfig, such as 'purelib'."""
         return Path(self.output(f"import sysconfig; print(sysconfig.get_path({name!r}))").strip())
 
     def installed(self, *names: str) -> set[str]:
-        """Those of these packages that an installer has finished."""
+        """Which of these packages are completely installed."""
         code = f"import importlib.metadata as m; print(*({set(names)!r} & set(m.packages_distributions())))"
         return set(self.output(code).split())
 
     def versions(self, *names: str) -> dict[str, str]:
-        """The versions of those of these distributions that are installed."""
+        """The versions of these distributions; those that are not installed are left out."""
         code = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()))"
         pairs = (pair.split("==", 1) for pair in self.output(code).split())
         return {name: version for name, version in pairs if name in names}
 
     def torch_version(self) -> tuple[int, ...]:
-        # By its metadata: importing PyTorch before numpy is there makes it complain.
+        """PyTorch's major and minor version."""
+        # From its metadata: importing PyTorch without numpy prints a warning.
         version = self.output("import importlib.metadata; print(importlib.metadata.version('torch'))")
         return tuple(int(part) for part in version.split(".")[:2])
 
@@ -86,7 +93,7 @@ class Environment:
         return json.loads(self.output(_FACTS))
 
     def make(self) -> None:
-        """Make the environment, anew where a kill left half of one."""
+        """Make the environment; one that a killed set-up left incomplete is made again."""
         if self.exists() and self.problem("import pip") is None:
             return
         if self.exists() and not (self.settings.venv / "pyvenv.cfg").exists():
@@ -99,24 +106,32 @@ class Environment:
                 shutil.rmtree(path)
         subprocess.check_call([sys.executable, "-m", "venv", str(self.settings.venv)])
 
-    def mend(self) -> None:
-        """After a kill: let pip install anew what it had not finished."""
+    def repair(self) -> None:
+        """Remove the metadata of packages that a killed pip left incomplete, so that pip installs them again."""
         since = self.settings.unfinished.stat().st_mtime
         for line in self.output(_HALF_INSTALLED, str(since)).splitlines():
-            say(f"an earlier set-up was stopped while it installed {Path(line).name}: installing that anew")
+            say(f"an earlier set-up was stopped while it installed {Path(line).name}: installing it again")
             shutil.rmtree(line)
 
     def check_stack(self) -> None:
-        """Refuse a name that is none, and to put one stack's files over the other's."""
+        """Exit with a message where installing this stack would overwrite the files of the other one."""
         stack, venv = self.settings.stack, self.settings.venv
         for other in STACKS.keys() - {stack}:
             find = f"import importlib.metadata; importlib.metadata.version({STACKS[other]['mmengine']!r})"
             if self.exists() and self.problem(find) is None:
-                fail(f"{venv} holds STACK={other}, whose files {stack} would write over: make ... VENV=DIR for another")
+                fail(
+                    f"{venv} contains STACK={other}, whose files {stack} would overwrite: choose another environment "
+                    "by make ... VENV=DIR"
+                )
 
 
 class Lock:
-    """Held by one process and its children; another waits, and says so."""
+    """A lock that one process and its children hold. Another process prints a message and waits.
+
+    Args:
+        path: The file to lock.
+        what: What the lock protects, for the message.
+    """
 
     def __init__(self, path: Path, what: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,13 +139,14 @@ class Lock:
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another make install is at work on {what}; waiting until it has finished")
+            say(f"another make install is running for {what}; waiting until it has finished")
             fcntl.flock(self._stream, fcntl.LOCK_EX)
 
     @property
     def descriptor(self) -> int:
-        """For children to keep open: what they do must end before another set-up starts, even if this one is killed."""
+        """The file descriptor that children keep open: they hold the lock even where this process is killed."""
         return self._stream.fileno()
 
     def release(self) -> None:
+        """Give the lock up, unless children still hold it."""
         self._stream.close()

@@ -1,11 +1,11 @@
-"""Stands in for setup.py in an unpacked mmcv: runs mmcv's own, with its operators in few units.
+"""Replaces setup.py in an unpacked mmcv: runs mmcv's own setup.py, and compiles its operators in few units.
 
-Run by the environment's Python. What is changed of mmcv's own setup, and why:
+The environment's Python runs this. Changes to mmcv's own setup, and why:
 
-- its version is read in a way that Python 3.13 allows (``locals()`` no longer shows what ``exec`` defined);
-- the C++ standard is the one that PyTorch's headers ask for, where mmcv asks for C++17;
-- no debugging symbols (the extension has 2 MB instead of 80), no warnings;
-- OpenCV is taken to be installed, as it is when the wheel is: mmcv then leaves it out of its requirements.
+- its version is read in a way that works in Python 3.13, where ``locals()`` does not show what ``exec`` defined;
+- the C++ standard is the one that PyTorch's headers require; mmcv asks for C++17;
+- no debugging symbols (the extension takes 2 MB instead of 80) and no warnings;
+- OpenCV counts as installed, as it will be: mmcv then leaves it out of its requirements.
 """
 
 from __future__ import annotations
@@ -33,21 +33,31 @@ run()
 
 
 def required_standard(headers: Path) -> int | None:
-    """The C++ standard that PyTorch's headers refuse to do without, if it is above 17."""
+    """The C++ standard that PyTorch's headers require, such as 20; None if C++17 is enough.
+
+    Args:
+        headers: PyTorch's folder of headers.
+    """
     path = headers / "torch" / "csrc" / "api" / "include" / "torch" / "all.h"
     required = re.search(r"error C\+\+(\d\d)", path.read_text()) if path.exists() else None
     return int(required.group(1)) if required and int(required.group(1)) > 17 else None
 
 
-def mended(text: str) -> str:
-    """mmcv's setup.py, with its version read in a way that every Python allows."""
+def portable(text: str) -> str:
+    """Change mmcv's setup.py so that it reads its version in a way that works in every Python."""
     return text.replace(
         "return locals()['__version__']", "return __import__('runpy').run_path(version_file)['__version__']"
     )
 
 
 def changed(extension: Callable[..., Any], standard: int | None, few: bool) -> Callable[..., Any]:
-    """One of PyTorch's two kinds of extensions, made in few units and with the flags above."""
+    """Wrap one of PyTorch's two classes of extensions, so that it compiles as described above.
+
+    Args:
+        extension: CppExtension or CUDAExtension.
+        standard: The C++ standard; None for mmcv's own choice.
+        few: Whether to compile in few units.
+    """
 
     def make(name: str, sources: list[str], *positional: Any, **options: Any) -> Any:
         arguments = options.get("extra_compile_args") or {}
@@ -69,12 +79,12 @@ def changed(extension: Callable[..., Any], standard: int | None, few: bool) -> C
 
 
 def without_extensions(setup: Callable[..., Any], **options: Any) -> Any:
-    """setuptools' setup, for mmcv's Python alone: the fork has no option for it."""
+    """Call setuptools' setup for mmcv's Python files only: the maintained fork has no option for this."""
     return setup(**options | {"ext_modules": []})
 
 
 def run() -> None:
-    """Do what setup.py was asked for."""
+    """Run mmcv's setup.py with the changes."""
     import setuptools
     import torch
     from torch.utils import cpp_extension
@@ -88,5 +98,5 @@ def run() -> None:
     sys.modules["cv2"] = opencv
     if os.environ.get(NONE) == "1":
         setuptools.setup = functools.partial(without_extensions, setuptools.setup)
-    code = compile(mended(Path(PUBLISHED).read_text(encoding="utf-8")), "setup.py", "exec")
+    code = compile(portable(Path(PUBLISHED).read_text(encoding="utf-8")), "setup.py", "exec")
     exec(code, {"__name__": "__main__", "__file__": "setup.py"})

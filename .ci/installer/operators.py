@@ -1,7 +1,7 @@
-"""mmcv with its operators: compiled against the PyTorch that is there, and kept for the next environment.
+"""Wheels of mmcv with its operators, compiled for the installed PyTorch and kept for other environments.
 
-mmcv has no wheel for today's PyTorch. A wheel compiled here is kept under a name made of all that it depends on, so
-that an environment never gets one of another PyTorch, Python or kind of GPU.
+There is no released wheel of mmcv for a current PyTorch. A wheel compiled here is kept under a name that includes
+everything it depends on, so that an environment never gets the wheel of another PyTorch, Python or kind of GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import causes, cuda, mmcv_setup, source, system
 from .environment import Environment
 from .output import Failed, Job, say
 
-FORMAT = 1  # of kept wheels: raise it when they are built in another way
+FORMAT = 1  # of kept wheels: increase it when the way of building them changes
 SECONDS = {"few": 90, "plain": 1200}  # on two cores
 
 CHECK = """
@@ -30,18 +30,23 @@ if {gpu} and torch.cuda.is_available():
     nms(boxes.cuda(), scores.cuda(), 0.5)
 if {gpu}:
     from mmcv.ops import get_compiling_cuda_version
-    assert get_compiling_cuda_version() != "not available", "mmcv's operators were compiled for CPUs alone"
+    assert get_compiling_cuda_version() != "not available", "mmcv's operators were compiled for CPUs only"
 """
 
 _BUILD = "import sys; from setuptools.build_meta import __legacy__ as backend; backend.build_wheel(sys.argv[1])"
-# What no other way of compiling helps against.
-_HOPELESS = {"disk", "memory", "network", "headers", "compiler", "standard", "cuda version", "cuda toolkit"}
+# Causes of a failed build that another way of compiling would meet too.
+_FAIL_EITHER_WAY = {"disk", "memory", "network", "headers", "compiler", "standard", "cuda version", "cuda toolkit"}
 
 Pip = Callable[..., None]
 
 
 class Wheel:
-    """One kept wheel, which may not be there yet."""
+    """A kept wheel, which need not exist yet.
+
+    Args:
+        folder: The folder that contains it.
+        gpu: Whether its operators are for GPUs.
+    """
 
     def __init__(self, folder: Path, gpu: bool) -> None:
         self.folder, self.gpu = folder, gpu
@@ -49,7 +54,14 @@ class Wheel:
 
     @classmethod
     def for_facts(cls, cache: Path, package: str, facts: dict[str, Any], plain: bool) -> Wheel:
-        """The wheel of this package for this PyTorch and Python, and these GPUs."""
+        """The wheel of a package for one PyTorch, Python and list of GPUs.
+
+        Args:
+            cache: The folder in which wheels are kept.
+            package: The package and its version, such as 'mmcv==2.1.0'.
+            facts: What compiled operators depend on.
+            plain: Whether it is compiled file by file.
+        """
         gpu = cuda.wanted(facts)
         depends = {key: value for key, value in facts.items() if key not in ("gpus", "headers")}
         depends |= {"package": package, "format": FORMAT, "plain": plain}
@@ -60,26 +72,40 @@ class Wheel:
         return cls(cache / "wheels" / name, gpu)
 
     def find(self) -> Path | None:
+        """The wheel's file; None if it does not exist yet."""
         return next(iter(self.folder.glob("*.whl")), None)
 
     def keep(self, built: Path) -> None:
-        """Put a folder with a wheel in the place of this one at once."""
-        self.drop()
+        """Replace this wheel's folder by the folder of a finished build."""
+        self.delete()
         built.rename(self.folder)
 
-    def drop(self) -> None:
+    def delete(self) -> None:
+        """Delete the wheel, if it exists."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Build:
-    """One way of compiling mmcv, at work beside other steps."""
+    """Compiles a wheel of mmcv, in the background.
+
+    Args:
+        wheel: The wheel to make.
+        environment: The environment whose Python and PyTorch it is for.
+        sdist: mmcv's source distribution.
+        variables: Further environment variables of the compiler.
+    """
 
     def __init__(self, wheel: Wheel, environment: Environment, sdist: Path, variables: Mapping[str, str]) -> None:
         self.wheel, self._environment, self._sdist, self._variables = wheel, environment, sdist, variables
         self._folder = wheel.folder.with_name(f"{wheel.folder.name}.building")
 
     def start(self, few: bool, keep_open: tuple[int, ...]) -> Job:
-        """Unpack the sources and compile them; what an earlier set-up left half-built is removed first."""
+        """Unpack the sources and start to compile them; what an earlier, interrupted build left is deleted first.
+
+        Args:
+            few: Whether to compile in few units, or file by file.
+            keep_open: File descriptors that the compiler keeps open.
+        """
         shutil.rmtree(self._folder, ignore_errors=True)
         tree = source.unpack(self._sdist, self._folder / "source")
         (self._folder / "wheel").mkdir()
@@ -89,63 +115,75 @@ class Build:
         return Job(command, self._environment.settings.log, tree, environment, keep_open)
 
     def finish(self) -> None:
-        """Keep the wheel of a job that has ended well."""
+        """Keep the wheel that the job has made, and delete the sources."""
         self.wheel.keep(self._folder / "wheel")
-        self.clean()
-
-    def clean(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         shutil.rmtree(self._sdist.parent, ignore_errors=True)
 
 
 def wheel_for(environment: Environment, constraints: Path, facts: dict[str, Any]) -> Wheel:
-    """The wheel that fits this environment."""
+    """The wheel of mmcv for an environment.
+
+    Args:
+        environment: The environment.
+        constraints: The file with mmcv's version.
+        facts: What compiled operators depend on.
+    """
     settings = environment.settings
     package = pinned(settings.packages["mmcv"], constraints)
     return Wheel.for_facts(settings.cache, package, facts, settings.operators == "plain")
 
 
 def prepare(wheel: Wheel, environment: Environment, constraints: Path, facts: dict[str, Any], pip: Pip) -> Build:
-    """Fetch what compiling a wheel needs."""
-    settings = environment.settings
-    downloads = settings.cache / "sources" / wheel.folder.name
-    shutil.rmtree(downloads, ignore_errors=True)
-    sdist = source.fetch(pip, settings.packages["mmcv"], constraints, downloads)
+    """Download the sources, and find the CUDA compiler, that compiling a wheel needs.
+
+    Args:
+        wheel: The wheel to make.
+        environment: The environment that it is for.
+        constraints: The file with mmcv's version.
+        facts: What compiled operators depend on.
+        pip: Runs pip.
+    """
+    sdist = _download(wheel, environment, constraints, pip)
     variables: dict[str, str] = {}
     if wheel.gpu:
-        found = cuda.toolkit(facts, settings.cache, pip)
+        found = cuda.toolkit(facts, environment.settings.cache, pip)
         say(f"CUDA {found.version} in {found.home}, for GPUs {cuda.architectures(facts)}")
         variables = cuda.variables(facts, found)
     return Build(wheel, environment, sdist, variables)
 
 
-def without(environment: Environment, constraints: Path, pip: Pip) -> Build:
-    """mmcv's Python alone."""
-    settings = environment.settings
-    wheel = Wheel(settings.cache / "wheels" / f"without-operators-{os.getpid()}", gpu=False)
-    downloads = settings.cache / "sources" / wheel.folder.name
-    sdist = source.fetch(pip, settings.packages["mmcv"], constraints, downloads)
+def python_only(environment: Environment, constraints: Path, pip: Pip) -> Build:
+    """Download the sources for a wheel of mmcv's Python files, without operators."""
+    wheel = Wheel(environment.settings.cache / "wheels" / f"without-operators-{os.getpid()}", gpu=False)
+    sdist = _download(wheel, environment, constraints, pip)
     return Build(wheel, environment, sdist, {mmcv_setup.NONE: "1", "MMCV_WITH_OPS": "0"})
 
 
+def _download(wheel: Wheel, environment: Environment, constraints: Path, pip: Pip) -> Path:
+    folder = environment.settings.cache / "sources" / wheel.folder.name
+    shutil.rmtree(folder, ignore_errors=True)
+    return source.fetch(pip, environment.settings.packages["mmcv"], constraints, folder)
+
+
 def pinned(name: str, constraints: Path) -> str:
-    """The package with its version as the constraints name it."""
+    """A package with its version from the constraints, such as 'mmcv==2.1.0'."""
     lines = constraints.read_text().splitlines()
     return next((line.split(";")[0].strip() for line in lines if line.split("==")[0] == name), name)
 
 
-def hopeless(failure: Failed) -> bool:
-    """Whether compiling in another way would fail for the same cause."""
+def fails_either_way(failure: Failed) -> bool:
+    """Whether compiling file by file would fail for the same cause as compiling in few units."""
     cause = causes.find(failure.output)
-    return cause is not None and cause.name in _HOPELESS
+    return cause is not None and cause.name in _FAIL_EITHER_WAY
 
 
 def problem(environment: Environment, gpu: bool | None = None) -> str | None:
-    """None if mmcv's operators work, else why not.
+    """Check that mmcv's operators work in an environment; returns None if they do, else the error.
 
     Args:
-        environment: Has mmcv, or has not.
-        gpu: Whether they must be for GPUs; None where a GPU that PyTorch can use decides, or the user's word.
+        environment: The environment, with or without mmcv.
+        gpu: Whether they must be compiled for GPUs; if None, they must where PyTorch finds a GPU or FORCE_CUDA is 1.
     """
     if gpu is None and os.environ.get("FORCE_CUDA") == "1":
         gpu = True

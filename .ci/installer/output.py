@@ -1,4 +1,4 @@
-"""What the user sees: steps with their expected time, a running line, a log, and one sentence for a failure."""
+"""What the user sees: numbered steps with their expected time, progress, a log, and the cause of a failure."""
 
 from __future__ import annotations
 
@@ -15,30 +15,38 @@ from typing import IO, NoReturn
 
 from . import causes
 
-SAY_AGAIN = 30  # seconds between two lines about a step at work where no terminal shows a running one
+SAY_AGAIN = 30  # seconds between two lines of progress where the output is not a terminal
 
 
 def fail(message: str) -> NoReturn:
+    """Print a message and exit with status 1."""
     sys.exit(f"make install: {message}")
 
 
 def say(message: str) -> None:
+    """Print a message, at once."""
     print(f"==> {message}", flush=True)
 
 
 def duration(seconds: float) -> str:
+    """Write a time in minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def explain(output: str) -> str:
-    """The last lines of a failed command, its cause and the way out."""
+    """The last lines of a failed command's output, and the advice for its cause, if that is known."""
     cause = causes.find(output)
     return output[-3000:] + (f"\n  -> {cause.way_out}" if cause else "")
 
 
 class Failed(Exception):
-    """A command ended with an error; holds its output."""
+    """A command ended with an error.
+
+    Args:
+        command: The command line.
+        output: What it printed.
+    """
 
     def __init__(self, command: str, output: str) -> None:
         super().__init__(command)
@@ -46,7 +54,15 @@ class Failed(Exception):
 
 
 class Job:
-    """A command at work, its output at the end of the log."""
+    """A running command, whose output is appended to a log.
+
+    Args:
+        arguments: The command.
+        log: The log file.
+        cwd: The folder in which it runs.
+        environment: Its environment variables; this process's own if None.
+        keep_open: File descriptors that it keeps open.
+    """
 
     def __init__(
         self,
@@ -73,19 +89,20 @@ class Job:
             )
 
     def running(self) -> bool:
+        """Whether it has not ended yet."""
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """End the command and all that it started."""
+        """Kill the command and all processes that it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def result(self) -> None:
-        """Wait for the end.
+        """Wait until the command ends.
 
         Raises:
-            Failed: It was an error.
+            Failed: It ended with an error.
         """
         code = self._process.wait()
         if code:
@@ -97,7 +114,13 @@ class Job:
 
 
 class Progress:
-    """Numbers the steps and shows how long each has been at work."""
+    """Numbers the steps of the set-up and shows how long the current one has been running.
+
+    Args:
+        steps: The number of steps.
+        log: The log file, which is shown to the user.
+        stream: Where progress is printed; standard output if None.
+    """
 
     def __init__(self, steps: int, log: Path, stream: IO[str] | None = None) -> None:
         self._steps, self._log, self._done = steps, log, 0
@@ -108,7 +131,12 @@ class Progress:
 
     @contextlib.contextmanager
     def step(self, title: str, expected: float) -> Iterator[None]:
-        """Announce a step and note how long it took."""
+        """Announce a step, and measure how long it takes.
+
+        Args:
+            title: What the step does.
+            expected: The time that it usually takes, in seconds.
+        """
         self._done += 1
         say(f"[{self._done}/{self._steps}] {title}: about {duration(expected)} (log: {self._log})")
         self._start, self._expected = time.monotonic(), expected
@@ -116,10 +144,10 @@ class Progress:
         self.times.append((title, time.monotonic() - self._start))
 
     def watch(self, job: Job) -> None:
-        """Show how long the step has been at work until one of its jobs ends.
+        """Show the time that the step has been running, until one of its jobs ends.
 
         Raises:
-            Failed: It ended with an error.
+            Failed: The job ended with an error.
         """
         said = time.monotonic()
         terminal = self._stream.isatty()
@@ -140,5 +168,6 @@ class Progress:
         job.result()
 
     def summary(self) -> str:
+        """The time of the whole set-up and of each step."""
         parts = ", ".join(f"{title} {duration(seconds)}" for title, seconds in self.times if seconds >= 1)
         return f"{duration(time.monotonic() - self.began)} ({parts})"

@@ -1,4 +1,4 @@
-"""What the user chose, where things lie, and the versions that this repository names."""
+"""The user's choices, the paths of an environment, and the versions that this repository requires."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ CONSTRAINTS = REPOSITORY / ".ci" / "constraints.txt"
 REQUIREMENTS = REPOSITORY / "requirements.txt"
 
 DEFAULT_TORCH = "torch==2.13.0"
-# The OpenMMLab packages as their authors left them, and the maintained fork, which provides the same imports.
+# The OpenMMLab packages as last released by their authors, and the maintained fork, which has the same import names.
 STACKS = {
     "upstream": dict(mmcv="mmcv", mmengine="mmengine", mmdet="mmdet", mim="openmim==0.3.9"),
     "onedl": dict(mmcv="onedl-mmcv", mmengine="onedl-mmengine", mmdet="onedl-mmdetection", mim="onedl-mim==0.5.1"),
 }
-# How mmcv's operators are made: in few units with the plain build behind, the plain build, or none but torchvision's.
+# How mmcv's operators are compiled: in few units, or file by file if that fails; file by file; or not at all, where
+# torchvision's operators replace them.
 OPERATORS = ("", "plain", "torchvision")
 SETUPTOOLS = "setuptools>=77,<82"  # 82 has no pkg_resources, which openmim and mmengine import
-# PyTorch before 2.3 is compiled against numpy 1, and imports what setuptools dropped in 70.
+# PyTorch before 2.3 is compiled against numpy 1, and imports a module that setuptools removed in 70.
 OLD_TORCH = (2, 3)
 OLD_SETUPTOOLS = "setuptools>=69,<70"
 WITH_OLD_TORCH = {
@@ -37,11 +38,11 @@ class Settings:
 
     Attributes:
         venv: The environment's folder.
-        stack: A key of STACKS.
-        torch: The requirement that pip gets for PyTorch; empty for what is there, or the default.
+        stack: The OpenMMLab packages, a key of STACKS.
+        torch: The requirement for PyTorch, such as 'torch==2.13.0'; empty for the installed PyTorch or the default.
         torch_args: Further arguments for pip when it installs PyTorch.
-        operators: One of OPERATORS.
-        cache: Where compiled wheels are kept between environments.
+        operators: How mmcv's operators are compiled, one of OPERATORS.
+        cache: The folder in which compiled wheels are kept for other environments.
     """
 
     venv: Path
@@ -61,20 +62,22 @@ class Settings:
 
     @property
     def stamp(self) -> Path:
-        """Written last, it says what the environment was set up from."""
+        """The file that is written last; holds the digest of what the environment was set up from."""
         return self.venv / ".sa_mmdet_installed"
 
     @property
     def unfinished(self) -> Path:
-        """There while a set-up is at work, and after one that was killed."""
+        """The file that exists while a set-up runs, and after one that was killed."""
         return self.venv / ".sa_mmdet_installing"
 
     @property
     def packages(self) -> dict[str, str]:
+        """The OpenMMLab packages' names on the package index."""
         return STACKS[self.stack]
 
 
 def read() -> Settings:
+    """Read the Makefile's variables from the environment variables."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Settings(
         venv=Path(os.environ.get("VENV") or ".venv").absolute(),

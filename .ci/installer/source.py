@@ -1,4 +1,4 @@
-"""mmcv's own sources: its sdist, from wherever pip gets packages, unpacked."""
+"""mmcv's source distribution: downloading it with pip, and unpacking it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from . import mmcv_setup
 from .output import fail
 
-# To name a package's version, pip asks its build backend, that is mmcv's setup.py, which needs PyTorch and, up to
-# mmcv 2.1, fails on Python 3.13. An sdist states its own metadata; this backend hands them over and builds nothing.
+# To learn a package's version, pip calls its build backend, here mmcv's setup.py, which needs PyTorch and, up to mmcv
+# 2.1, fails on Python 3.13. The metadata are in the source distribution: this backend copies them and builds nothing.
 _BACKEND = """
 import pathlib
 
@@ -34,29 +34,37 @@ class __legacy__:
 
 
 def fetch(pip: Callable[..., None], requirement: str, constraints: Path, folder: Path) -> Path:
-    """Download a package's sdist into a folder.
+    """Download a package's source distribution.
 
     Args:
-        pip: Runs pip with these arguments and this environment.
+        pip: Runs pip with these arguments and environment variables.
         requirement: The package's name.
-        constraints: Names its version.
-        folder: Gets the file.
+        constraints: The file with its version.
+        folder: The folder for the file.
+
+    Returns:
+        The downloaded file.
     """
-    with tempfile.TemporaryDirectory() as stands_in:
-        backend = Path(stands_in, "setuptools")
+    with tempfile.TemporaryDirectory() as replacement:
+        backend = Path(replacement, "setuptools")
         backend.mkdir()
         (backend / "__init__.py").touch()
         (backend / "build_meta.py").write_text(_BACKEND)
         arguments = ("--no-deps", "--no-binary=:all:", "--no-build-isolation", "--use-pep517", "-c", str(constraints))
-        pip("download", *arguments, "-d", str(folder), requirement, environment=os.environ | {"PYTHONPATH": stands_in})
+        environment = os.environ | {"PYTHONPATH": replacement}
+        pip("download", *arguments, "-d", str(folder), requirement, environment=environment)
     found = [*folder.glob("*.tar.gz"), *folder.glob("*.zip")]
     if len(found) != 1:
-        fail(f"pip downloaded {[path.name for path in found]} for {requirement}; one sdist is expected")
+        fail(f"pip downloaded {[path.name for path in found]} for {requirement}; one source distribution is expected")
     return found[0]
 
 
 def unpack(sdist: Path, folder: Path) -> Path:
-    """Unpack an sdist and put our setup.py before its own; returns the tree."""
+    """Unpack a source distribution and replace its setup.py by ours, which runs the original one.
+
+    Returns:
+        The folder with the sources.
+    """
     shutil.unpack_archive(sdist, folder) if sdist.suffix == ".zip" else _untar(sdist, folder)
     [tree] = [path for path in folder.iterdir() if path.is_dir()]
     (tree / "setup.py").rename(tree / mmcv_setup.PUBLISHED)

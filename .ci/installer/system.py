@@ -1,4 +1,4 @@
-"""What the machine must have before anything is downloaded: all that is missing is told at once."""
+"""Checks of the machine before anything is downloaded: everything that is missing is reported at once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .output import fail, say
 from .settings import Settings
 
 NEWEST_TRIED = (3, 13)
-FREE_GB = 4  # PyTorch for CPUs and all else need 2.5; pip unpacks beside them
+FREE_GB = 4  # an environment with PyTorch for CPUs takes 2.5; pip needs more while it unpacks
 
-# The packages of each family of systems: what holds Python's headers, venv, and the compiler.
+# For each family of systems the command that installs packages, and those with Python's headers, venv, and a compiler.
 _PACKAGES = {
     "debian": ("apt-get install -y", {"headers": "{python}-dev", "venv": "{python}-venv", "compiler": "g++"}),
     "fedora": ("dnf install -y", {"headers": "{python}-devel", "venv": "{python}", "compiler": "gcc-c++"}),
@@ -25,23 +25,28 @@ _PACKAGES = {
 }
 _NAMES = {
     "headers": "Python's headers (Python.h)",
-    "venv": "what makes virtual environments (venv, ensurepip)",
+    "venv": "Python's modules for virtual environments (venv, ensurepip)",
     "compiler": "a C++ compiler",
 }
 
 
-def _family(os_release: Path = Path("/etc/os-release")) -> str:
-    """Which of the families above this system is of; Debian's where it is not told."""
+def family(os_release: Path = Path("/etc/os-release")) -> str:
+    """The family of systems that this one belongs to: 'debian' (also if unknown), 'fedora', 'suse' or 'arch'.
+
+    Args:
+        os_release: The file that describes the system.
+    """
     try:
         text = os_release.read_text()
     except OSError:
         return "debian"
     likes = " ".join(re.findall(r'^ID(?:_LIKE)?="?([^"\n]*)', text, re.MULTILINE))
     known = {"debian": "debian ubuntu", "fedora": "fedora rhel centos", "suse": "suse opensuse", "arch": "arch"}
-    return next((family for family, names in known.items() if set(names.split()) & set(likes.split())), "debian")
+    return next((name for name, systems in known.items() if set(systems.split()) & set(likes.split())), "debian")
 
 
 def compiler() -> str:
+    """The name of the C++ compiler."""
     return os.environ.get("CXX") or "c++"
 
 
@@ -56,30 +61,34 @@ def _missing(making: bool, compiling: bool, include: Path) -> list[str]:
     return missing
 
 
-def _command(missing: list[str]) -> str:
-    """The one line that installs it all."""
-    command, packages = _PACKAGES[_family()]
-    # Debian's own Python is python3; another of its Pythons has packages of its own version.
+def install_command(missing: list[str]) -> str:
+    """The command line that installs what is missing.
+
+    Args:
+        missing: Of 'headers', 'venv' and 'compiler'.
+    """
+    command, packages = _PACKAGES[family()]
+    # The packages of Debian's own Python are called python3-..., those of others python3.12-... and so on.
     name = Path(os.path.realpath(sys.executable)).name if Path(sys.executable).name != "python3" else "python3"
     names = dict.fromkeys(packages[key].format(python=name) for key in missing)
     return f"{command} {' '.join(names)}"
 
 
 def check(settings: Settings, making: bool, compiling: bool, include: Path | None = None) -> None:
-    """Stop with all that is missing.
+    """Exit with a list of everything that is missing, if anything is.
 
     Args:
-        settings: The environment, whose disk must hold it.
-        making: Whether the environment has yet to be made.
+        settings: The user's choices; the disk of the environment must have room for it.
+        making: Whether the environment does not exist yet.
         compiling: Whether operators may have to be compiled.
-        include: Where Python's headers are; this Python's own by default.
+        include: The folder of Python's headers; this Python's own if None.
     """
     version = sys.version_info[:2]
     if making and version > NEWEST_TRIED:
         newest = ".".join(map(str, NEWEST_TRIED))
         say(
-            f"Python {version[0]}.{version[1]} is newer than {newest}, the newest that this was tried with; "
-            "make install PYTHON=python3.12 takes another"
+            f"Python {version[0]}.{version[1]} is newer than {newest}, the newest version that was tested; "
+            "make install PYTHON=python3.12 uses another one"
         )
     lines = []
     missing = _missing(making, compiling, include or Path(sysconfig.get_path("include")))
@@ -87,36 +96,35 @@ def check(settings: Settings, making: bool, compiling: bool, include: Path | Non
         lines += [f"missing: {_NAMES[key]}" for key in missing]
         if "compiler" in missing and os.environ.get("CXX"):
             lines[-1] += f" (CXX={compiler()} is not found)"
-        lines.append(f"install it all: {_command(missing)}")
+        lines.append(f"install it all: {install_command(missing)}")
         if "compiler" in missing:
-            lines.append("or do without a compiler, on torchvision's operators: make install OPERATORS=torchvision")
+            lines.append("or use torchvision's operators, without a compiler: make install OPERATORS=torchvision")
     folder = next(path for path in (settings.venv, *settings.venv.parents) if path.exists())
     free = shutil.disk_usage(folder).free / 2**30
     if making and free < FREE_GB:
-        lines.append(
-            f"{free:.1f} GB free in {folder}, {FREE_GB} GB are needed; VENV=DIR puts the environment elsewhere"
-        )
+        lines.append(f"{free:.1f} GB are free in {folder}, {FREE_GB} GB are needed; VENV=DIR chooses another folder")
     if lines:
-        fail("\n  ".join(["this machine lacks something; nothing has been downloaded yet", *lines]))
+        fail("\n  ".join(["this machine is not ready; nothing has been downloaded yet", *lines]))
 
 
 def jobs(gpu: bool = False) -> int:
-    """How many units may be compiled at once: by processors, and by memory, of which one takes up to 2.2 GB.
+    """The number of units to compile at once: as many as there are processors, and memory of 2.5 GB for each.
 
     Args:
-        gpu: Whether there are CUDA's among them, which take up to 4 GB.
+        gpu: Whether some are CUDA units, which take up to 4 GB of memory.
     """
     if os.environ.get("MAX_JOBS"):
         return max(1, int(os.environ["MAX_JOBS"]))
     processors = len(os.sched_getaffinity(0))
     try:
         pages = os.sysconf("SC_AVPHYS_PAGES")
-        free = _available_memory() or pages * os.sysconf("SC_PAGE_SIZE")
+        free = available_memory() or pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return processors
     return max(1, min(processors, int(free / 2**30 / (4 if gpu else 2.5))))
 
 
-def _available_memory(path: Path = Path("/proc/meminfo")) -> int | None:
+def available_memory(path: Path = Path("/proc/meminfo")) -> int | None:
+    """The memory that new processes can use, in bytes; None if Linux does not report it."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", path.read_text(), re.MULTILINE) if path.exists() else None
     return int(found.group(1)) * 1024 if found else None

@@ -1,9 +1,9 @@
-"""Group C++ sources into few units, each of which reads PyTorch's headers once.
+"""A unity build: groups C++ sources into few units, each of which reads PyTorch's headers once.
 
-mmcv's operators are some 80 C++ files (and some 50 for CUDA) of which each takes longer to read PyTorch's headers than
-to compile what stands in it. A unit is a file that includes many of them. Two things stand in the way, and are
-removed here: names that several files define for themselves, which are renamed file by file with the preprocessor,
-and macros that a file leaves behind.
+mmcv's operators are some 80 C++ files (and some 50 for CUDA), and for each of them the compiler takes longer to read
+PyTorch's headers than to compile the file itself. A unit is a file that includes many of them. Two conflicts between
+files of one unit are resolved here: names that several files define are renamed for each file by the preprocessor, and
+macros that a file defines are removed after it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-CUDA_UNITS = 4  # at least: compiling all kernels in two takes more than 3 GB of memory each
+CUDA_UNITS = 4  # at least: compiling all kernels in two units takes more than 3 GB of memory for each
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 _MACRO = re.compile(r"^[ \t]*#\s*define\s+(\w+)((?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE)
@@ -23,7 +23,7 @@ _FUNCTION = re.compile(
     r"\(([^;{}()]|\([^()]*\))*\)\s*\{",
     re.MULTILINE,
 )
-# A specialisation belongs to the template, wherever that is defined; a template may be declared alone.
+# A specialisation is not a new name: the template may be defined in another file, or only declared.
 _TYPE = re.compile(
     r"^(?:template\s*<[^{};]*?>\s*)?(?:struct|class|enum|union)\s+(\w+)\s*(?::[^;{]*)?\{"
     r"|^template\s*<[^{};]*?>\s*(?:struct|class)\s+(\w+)\s*;",
@@ -42,7 +42,11 @@ def _text(path: Path) -> str:
 
 
 class Sources:
-    """What the files of one extension include and define."""
+    """What the source files of one extension include and define.
+
+    Args:
+        include_dirs: The folders in which the compiler looks for headers.
+    """
 
     def __init__(self, include_dirs: list[Path]) -> None:
         self._include_dirs = include_dirs
@@ -50,12 +54,13 @@ class Sources:
         self._defined: dict[Path, set[str]] = {}
 
     def text(self, path: Path) -> str:
+        """A file's text without comments."""
         if path not in self._texts:
             self._texts[path] = _text(path)
         return self._texts[path]
 
     def defined(self, path: Path) -> set[str]:
-        """Functions, types and variables that a file defines in the first column, outside of functions and types."""
+        """The functions, types and variables that a file defines at its top level, starting in the first column."""
         if path not in self._defined:
             text = self.text(path)
             self._defined[path] = {
@@ -66,14 +71,22 @@ class Sources:
         return self._defined[path]
 
     def macros(self, path: Path) -> dict[str, set[str]]:
-        """Macros that a file defines, and what for, without regard to space."""
+        """The macros that a file defines, and the definitions of each, with spaces normalised."""
         found: dict[str, set[str]] = {}
         for name, body in _MACRO.findall(self.text(path)):
             found.setdefault(name, set()).add(" ".join(body.split()))
         return found
 
     def own_macros(self, paths: list[Path]) -> tuple[dict[Path, dict[str, set[str]]], dict[str, set[str]]]:
-        """Macros of each file and of what it alone includes, and those of what several of the files include."""
+        """Collect macros.
+
+        Args:
+            paths: The files of a unit.
+
+        Returns:
+            For each file the macros of itself and of the headers that no other file includes; and the macros of the
+            headers that several of the files include.
+        """
         reached = {path: self.reached(path) for path in paths}
         counts = Counter(file for files in reached.values() for file in files)
         shared: dict[str, set[str]] = {}
@@ -86,12 +99,12 @@ class Sources:
         return own, shared
 
     def redefines(self, path: Path, paths: list[Path]) -> bool:
-        """Whether a file gives a macro of its own another meaning than a header that it shares with the others."""
+        """Whether a file defines a macro in another way than a header that it shares with other files."""
         own, shared = self.own_macros(paths)
         return any(name in shared and not bodies <= shared[name] for name, bodies in own[path].items())
 
     def reached(self, path: Path) -> set[Path]:
-        """The file, and what it includes of the extension's own files."""
+        """The file, and those of the extension's own files that it includes, directly or not."""
         found, waiting = {path}, [path]
         while waiting:
             current = waiting.pop()
@@ -106,7 +119,7 @@ class Sources:
         return found
 
     def clashing(self, paths: list[Path]) -> dict[str, set[Path]]:
-        """Names that more than one of the files reached from these define, and those files."""
+        """The names that several files define, and those files; headers that the files include count too."""
         definers: dict[str, set[Path]] = {}
         for path in paths:
             for reached in self.reached(path):
@@ -116,11 +129,14 @@ class Sources:
 
 
 def unit_text(paths: list[Path], sources: Sources) -> str:
-    """The text of a unit that stands for these files.
+    """Write the text of a unit that includes these files.
 
-    Files that specialise templates come before those that may use them, as C++ asks.
+    Files that specialise templates come before those that may use them, as C++ requires. System headers come first, so
+    that they are not affected by renaming. Each file's own macros are restored to their former state after it.
 
-    System headers come first, so that no renaming touches them. Macros of one file are as they were before it after it.
+    Args:
+        paths: The files.
+        sources: The extension's sources.
     """
     paths = sorted(paths, key=lambda path: not _SPECIALISATION.search(sources.text(path)))
     clashing = sources.clashing(paths)
@@ -147,10 +163,15 @@ def unit_text(paths: list[Path], sources: Sources) -> str:
 
 
 def plan(paths: list[Path], sources: Sources, jobs: int) -> list[list[Path]]:
-    """Which files make a unit together, those that take longest first.
+    """Choose the files of each unit; the units that take longest come first.
 
-    pybind.cpp, which binds all operators, takes as long as the rest of the C++ files together and stays alone. CUDA's
-    files are compiled several times, once per kind of GPU and once for the host, and are shared out evenly.
+    pybind.cpp, which binds all operators, takes as long as all other C++ files together and has its own unit. CUDA
+    files, which are compiled once per kind of GPU and once for the CPU, are distributed evenly.
+
+    Args:
+        paths: The files.
+        sources: The extension's sources.
+        jobs: The number of units that are compiled at once.
     """
     alone = [[path] for path in paths if path.name == "pybind.cpp"]
     kinds = {suffix: [path for path in paths if path.suffix == suffix] for suffix in (".cpp", ".cu")}
@@ -173,7 +194,17 @@ def plan(paths: list[Path], sources: Sources, jobs: int) -> list[list[Path]]:
 
 
 def write(paths: list[Path], include_dirs: list[Path], folder: Path, jobs: int) -> list[Path]:
-    """Write the units of these files into a folder and return their paths."""
+    """Write the units of an extension.
+
+    Args:
+        paths: The extension's source files.
+        include_dirs: The folders in which the compiler looks for headers.
+        folder: The folder for the units.
+        jobs: The number of units that are compiled at once.
+
+    Returns:
+        The units' paths.
+    """
     sources = Sources([path.resolve() for path in include_dirs])
     folder.mkdir(parents=True, exist_ok=True)
     written = []

@@ -1,7 +1,7 @@
-"""The README's commands, word by word, on systems that hold nothing but what its line of packages installs.
+"""The README's commands, exactly as written, on systems with only the packages that the README names.
 
-Makes a bare Debian by debootstrap, which takes root rights and some minutes; BARE_SYSTEMS=bookworm,trixie chooses
-which. pip in it gets the configuration that pip has here, from the running system alone.
+Makes a minimal Debian with debootstrap, which needs root and takes some minutes; BARE_SYSTEMS=bookworm,trixie chooses
+the releases. pip in it gets the configuration that pip has on this machine, while the test runs.
 """
 
 import os
@@ -17,8 +17,9 @@ import pytest
 from places import REPOSITORY
 
 SUITES = os.environ.get("BARE_SYSTEMS", "bookworm,trixie").split(",")
+CHECKOUT = "/opt/sa_mmdet"  # in the minimal system
 HOURS = 3
-# Of the environment here, what leads pip and apt to their packages.
+# Environment variables with which pip and apt find their packages.
 PASSED_ON = re.compile(r"PIP_.*|SSL_CERT_.*|REQUESTS_CA_BUNDLE|(https?|no)_proxy", re.IGNORECASE)
 PIP_FILES = ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf")
 
@@ -29,13 +30,13 @@ pytestmark = [
 
 
 def blocks(text: str) -> list[list[str]]:
-    """The README's shell commands, block by block, without comments."""
+    """The shell commands of a Markdown text: one list per block, without comments."""
     found = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [[shlex.join(shlex.split(line, comments=True)) for line in block.splitlines()] for block in found]
 
 
 def copy(path: Path, root: Path) -> None:
-    """Put a file of this system at the same place of the bare one, links followed."""
+    """Copy a file of this system to the same path of the minimal one; a link becomes a file."""
     target = root / path.relative_to("/")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
@@ -43,10 +44,10 @@ def copy(path: Path, root: Path) -> None:
 
 
 def folders_of_pip(environment: dict[str, str]) -> list[Path]:
-    """Folders of this system in which pip looks for packages."""
+    """The folders of this system in which pip looks for packages."""
     texts = [*environment.values(), *(Path(name).read_text() for name in pip_files())]
     paths = {Path(path) for text in texts for path in re.findall(r"(?:file://)?(/[\w./+-]+)", text)}
-    # An index's pages may link to files beside it: two levels, such as /opt/index.
+    # The pages of an index may link to files outside of its own folder: take two levels, such as /opt/index.
     return sorted({Path(*path.parts[:3]) for path in paths if path.is_dir() and not path.is_relative_to("/etc")})
 
 
@@ -56,7 +57,7 @@ def pip_files() -> list[str]:
 
 
 class Bare:
-    """A bare system in a folder; its mounts last as long as a command."""
+    """A minimal system in a folder. Its mounts exist only while a command runs."""
 
     def __init__(self, root: Path, suite: str) -> None:
         self._root = root
@@ -65,19 +66,18 @@ class Bare:
         certificates = [value for value in self._environment.values() if Path(value).is_file()]
         self._files = [Path(name) for name in ("/etc/resolv.conf", "/etc/hosts", *certificates, *pip_files())]
         self._folders = folders_of_pip(self._environment)
-        subprocess.run(
-            ["git", "clone", "-q", "--no-local", str(REPOSITORY), str(root / "root" / "sa_mmdet")], check=True
-        )
+        checkout = str(root / CHECKOUT.lstrip("/"))
+        subprocess.run(["git", "clone", "-q", "--no-local", str(REPOSITORY), checkout], check=True)
 
     def run(self, command: str) -> str:
-        """Run a line in the checkout there; returns its output."""
-        for path in self._files:  # each time: packages bring certificates of their own
+        """Run a command line in its checkout; returns the output."""
+        for path in self._files:  # before each command, since packages may replace the certificates
             copy(path, self._root)
         mounts = ["set -e", f"cd {shlex.quote(str(self._root))}", "mount -t proc proc proc", "mount --rbind /dev dev"]
         for folder in self._folders:
             inside = shlex.quote(f".{folder}")
             mounts += [f"mkdir -p {inside}", f"mount --bind {shlex.quote(str(folder))} {inside}"]
-        inside = f"cd /root/sa_mmdet && {command}"
+        inside = f"cd {CHECKOUT} && {command}"
         script = "\n".join([*mounts, f"exec chroot . /bin/bash -c {shlex.quote(inside)}"])
         base = dict(PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", HOME="/root", LANG="C.UTF-8")
         environment = {**self._environment, **base, "DEBIAN_FRONTEND": "noninteractive"}
@@ -96,27 +96,27 @@ def bare(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bare]:
 
 
 @pytest.mark.parametrize("bare", SUITES, indirect=True)
-def test_the_readmes_commands_work_on_a_bare_system(bare: Bare) -> None:
+def test_the_readmes_commands_work_on_a_minimal_system(bare: Bare) -> None:
     commands, packages = blocks((REPOSITORY / "README.md").read_text())[:2]
     assert [command.split()[:2] for command in commands] == [["make", "demo"], ["make", "test"]]
     [apt] = [line for line in packages if line.startswith("apt-get install")]
     bare.run(f"apt-get update && {apt}")
     for command in commands:
         start = time.monotonic()
-        said = bare.run(command)
-        ready = re.findall(r"ready in .*", said)
+        printed = bare.run(command)
+        ready = re.findall(r"ready in .*", printed)
         print(f"{command}: {time.monotonic() - start:.0f} s; {' '.join(ready)}")
         assert bool(ready) == (command == "make demo")
 
 
 @pytest.mark.parametrize("bare", SUITES[:1], indirect=True)
-def test_what_a_bare_system_lacks_is_told_in_one_round(bare: Bare) -> None:
+def test_everything_that_a_minimal_system_lacks_is_reported_at_once(bare: Bare) -> None:
     bare.run("apt-get update && apt-get install -y make python3")
     with pytest.raises(AssertionError) as error:
         bare.run("make install")
-    said = str(error.value)
+    message = str(error.value)
     for missing in ("Python.h", "ensurepip", "a C++ compiler", "nothing has been downloaded yet"):
-        assert missing in said
-    [line] = re.findall(r"install it all: (.*)", said)
+        assert missing in message
+    [line] = re.findall(r"install it all: (.*)", message)
     bare.run(line)
     print(*re.findall(r"ready in .*", bare.run("make install")))
