@@ -1,37 +1,22 @@
-"""The stand-ins for mmcv's operators: against the compiled ones, in detectors, and where they have to step back."""
+"""The replacements of mmcv's operators give what the compiled operators give."""
 
 import ctypes
 import importlib
-import importlib.util
-import json
-import os
-import pickle
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import mmcv.ops
 import pytest
 import torch
-from places import REPOSITORY
+from mmcv_without_operators import MMCV, needs_compiled, needs_torchvision
 from torch import Tensor
 
-from sa_mmdet.compat import mmcv_operators
-from sa_mmdet.compat.mmcv_operators import __main__ as command
-
-MMCV = Path(mmcv.__file__).parent
-HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
-HAS_COMPILED = bool(mmcv_operators.compiled(MMCV))
-# 10,000 random cases of each operator are the project's bar; a hundred of them take seconds.
+# The project's criterion is 10,000 random cases per operator; a hundred take seconds.
 CASES = [100, pytest.param(10_000, marks=pytest.mark.long)]
-
-needs_torchvision = pytest.mark.skipif(not HAS_TORCHVISION, reason="torchvision is not installed")
-needs_compiled = pytest.mark.skipif(not HAS_COMPILED, reason="mmcv is installed without compiled operators")
 
 
 class Draw:
@@ -277,211 +262,3 @@ def test_the_focal_loss_is_that_of_the_kernels_for_gpus(
             torch.testing.assert_close(
                 actual, wanted, rtol=1e-5, atol=1e-5, msg=f"case {seed}: {actual} is not {wanted}"
             )
-
-
-def without_operators(folder: Path) -> Path:
-    """A folder in which mmcv is as installed without compiled operators, for PYTHONPATH."""
-    package = folder / "mmcv"
-    package.mkdir(parents=True)
-    for path in MMCV.iterdir():
-        if not path.name.startswith(("_ext.", "__pycache__")):
-            (package / path.name).symlink_to(path)
-    return folder
-
-
-def environment(*folders: Path) -> dict[str, str]:
-    given = os.environ.get("PYTHONPATH", "")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, folders), str(REPOSITORY), given])}
-
-
-def python(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(*folders), cwd=folders[0])
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Path:
-    """mmcv without operators, beside a torchvision that imports and has no operators."""
-    folder = without_operators(tmp_path / "packages")
-    (folder / "torchvision").mkdir()
-    (folder / "torchvision" / "__init__.py").write_text("__version__ = '0.0'\n")
-    (folder / "torchvision" / "ops.py").touch()
-    return folder
-
-
-def test_what_has_no_stand_in_is_refused_by_name(bare: Path) -> None:
-    code = """
-import sa_mmdet, torch, mmcv.ops, mmcv._ext
-from mmcv.utils import collect_env
-
-def refusal(function, *arguments):
-    try:
-        function(*arguments)
-    except NotImplementedError as error:
-        print(error)
-
-boxes, features = torch.rand(3, 5), torch.rand(1, 1, 8, 8)
-refusal(mmcv.ops.nms_rotated, boxes, torch.rand(3), 0.5)
-refusal(mmcv.ops.roi_align, features, torch.rand(1, 5), 2, 1.0, 0, "max")
-refusal(mmcv.ops.RoIPool(2), features, torch.rand(1, 5))
-print(mmcv.ops.soft_nms(torch.tensor([[0, 0, 2, 2.0], [0, 0, 2, 2]]), torch.tensor([0.5, 0.75]), 0.3)[1].tolist())
-print(collect_env()["MMCV Compiler"])
-print(hasattr(mmcv._ext, "__wrapped__"))
-"""
-    result = python(code, bare)
-    assert result.returncode == 0, result.stderr
-    *refusals, kept, compiler, dunder = result.stdout.splitlines()
-    assert len(refusals) == 3
-    for what, sentence in zip(
-        ("its operator nms_rotated", "roi_align with pool_mode='max'", "its operator roi_pool_forward"),
-        refusals,
-        strict=True,
-    ):
-        assert sentence.startswith(f"mmcv is installed without compiled operators, and {what} has no stand-in.")
-        assert sentence.endswith(f"mmcv=={mmcv.__version__}")
-        assert "pip install --no-build-isolation --no-cache-dir " in sentence
-    assert kept == "[1]"  # the other one's score fell to 0
-    assert compiler == "none, torchvision 0.0 stands in for the compiled operators"
-    assert dunder == "False"
-    assert "mmcv has no compiled operators. torchvision 0.0 stands in for nms," in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("_ext.py", "raise ImportError('undefined symbol: at_tensor')", "undefined symbol: at_tensor"),
-        ("_ext.cpython-39-x86_64-linux-gnu.so", "", "No module named 'mmcv._ext'"),  # for another Python
-    ],
-)
-def test_a_broken_extension_is_not_masked(bare: Path, name: str, content: str, message: str) -> None:
-    (bare / "mmcv" / name).write_text(content)
-    result = python("import sa_mmdet", bare)
-    [error] = [line for line in result.stderr.splitlines() if line.startswith("ImportError: mmcv is installed")]
-    assert message in error
-
-
-def test_torchvision_is_told_of_where_it_does_not_import(bare: Path) -> None:
-    (bare / "torchvision" / "ops.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    result = python("import sa_mmdet", bare)
-    [error] = [line for line in result.stderr.splitlines() if line.startswith("ImportError: mmcv is installed")]
-    assert "does not import: operator torchvision::nms does not exist. Install the torchvision that belongs" in error
-
-
-def test_compiled_operators_are_left_alone() -> None:
-    if not HAS_COMPILED:
-        pytest.skip("mmcv is installed without compiled operators")
-    assert importlib.import_module("mmcv._ext").__file__ == str(mmcv_operators.compiled(MMCV)[0])
-
-
-def test_a_file_in_mmcvs_folder_serves_programs_that_import_mmdet_first(bare: Path) -> None:
-    file, metadata = bare / "mmcv" / "_ext.py", bare / "mmcv_lite-2.1.0.dist-info"
-    metadata.mkdir()
-    record = "mmcv/__init__.py,,\nmmcv_lite-2.1.0.dist-info/RECORD,,\n"
-    (metadata / "RECORD").write_text(record)
-
-    for _ in range(2):
-        command.install(bare / "mmcv")
-        assert (metadata / "RECORD").read_text() == record + "mmcv/_ext.py,,\n"  # pip uninstall deletes it, too
-    result = python("import mmdet.apis, mmcv.ops, sa_mmdet, mmcv._ext; print(mmcv._ext.nms.__module__)", bare)
-    assert result.stdout == "mmcv._ext.suppression\n", result.stderr
-
-    command.remove(bare / "mmcv")
-    assert not file.exists()
-    assert (metadata / "RECORD").read_text() == record
-    with pytest.raises(SystemExit, match=f"there is no {re.escape(str(file))}"):
-        command.remove(bare / "mmcv")
-    file.write_text("somebody's own")
-    with pytest.raises(SystemExit, match="was not written by this command"):
-        command.remove(bare / "mmcv")
-
-
-@needs_compiled
-def test_no_file_is_written_beside_compiled_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["mmcv_operators", "install"])
-    with pytest.raises(SystemExit, match=r"mmcv has compiled operators, .*: there is nothing to stand in for"):
-        command.main()
-    assert not (MMCV / "_ext.py").exists()
-
-
-# The paper's detectors, cut down to a few small images and regions of interest.
-CONFIG = """
-_base_ = "{repository}/configs/{name}"
-model = dict(backbone=dict(init_cfg=None, frozen_stages=-1, norm_eval=False))
-if "{name}".startswith("retinanet"):
-    model.update(test_cfg=dict(score_thr=0.0))
-else:
-    model.update(
-        train_cfg=dict(rpn_proposal=dict(max_per_img=100), rcnn=dict(sampler=dict(num=32))),
-        test_cfg=dict(rpn=dict(max_per_img=50), rcnn=dict(score_thr=0.0)),
-    )
-dataset = dict(
-    data_root="{root}/",
-    ann_file="annotations/instances_train2017.json",
-    data_prefix=dict(img="train2017/"),
-    indices=8,
-    pipeline=[
-        dict(type="LoadImageFromFile"),
-        dict(type="LoadAnnotations", with_bbox=True, with_mask="{name}".startswith("mask")),
-        dict(type="Resize", scale=(160, 128), keep_ratio=True),
-        dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
-    ],
-)
-train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dataset)
-val_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dataset)
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file="{root}/annotations/instances_train2017.json")
-test_evaluator = val_evaluator
-train_cfg = dict(max_epochs=1)
-default_hooks = dict(logger=dict(interval=1))
-randomness = dict(seed=0)
-"""
-
-
-def run_tool(folder: Path, name: str, *arguments: object, packages: list[Path]) -> None:
-    line = [sys.executable, str(REPOSITORY / "tools" / name), *map(str, arguments)]
-    result = subprocess.run(line, cwd=folder, env=environment(*packages), capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert bool(packages) == ("mmcv has no compiled operators" in result.stderr)
-
-
-def logged(work_dir: Path) -> list[dict[str, float]]:
-    [path] = work_dir.glob("*/vis_data/scalars.json")
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@needs_torchvision
-@needs_compiled
-@pytest.mark.long
-@pytest.mark.parametrize(
-    "name",
-    [
-        "faster_rcnn/faster-rcnn_sa-r50_fpn_1x_coco.py",
-        "mask_rcnn/mask-rcnn_sa-r50_fpn_1x_coco.py",
-        "retinanet/retinanet_sa-r50_fpn_1x_coco.py",
-    ],
-)
-def test_the_papers_detectors_train_and_test_as_with_compiled_operators(
-    coco128: Path, tmp_path: Path, name: str
-) -> None:
-    config = tmp_path / "mine.py"
-    config.write_text(CONFIG.format(repository=REPOSITORY, name=name, root=coco128))
-    runs = {"compiled": [], "stand-ins": [without_operators(tmp_path / "packages")]}
-    for work_dir, packages in runs.items():
-        run_tool(tmp_path, "train.py", config, "--work-dir", work_dir, packages=packages)
-    expected, actual = (logged(tmp_path / work_dir) for work_dir in runs)
-    assert len(actual) == len(expected) == 5  # four steps, one validation
-    for step, reference in zip(actual[:4], expected[:4], strict=True):
-        losses = [key for key in reference if "loss" in key]
-        assert {key: step[key] for key in losses} == pytest.approx({key: reference[key] for key in losses}, abs=1e-4)
-    checkpoint = tmp_path / "stand-ins" / "epoch_1.pth"
-    detections = []
-    for work_dir, packages in runs.items():
-        out = tmp_path / f"{work_dir}.pkl"
-        run_tool(tmp_path, "test.py", config, checkpoint, "--out", out, packages=packages)
-        detections.append([image["pred_instances"] for image in pickle.loads(out.read_bytes())])
-    for ours, theirs in zip(*detections, strict=True):
-        assert len(ours["scores"])
-        assert torch.equal(ours["labels"], theirs["labels"])
-        assert ours.get("masks") == theirs.get("masks")
-        for key in ("bboxes", "scores"):
-            torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-4)
