@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, and what this package has changed in others."""
+"""A description of the installation for bug reports: versions, and this package's changes to other libraries."""
 
 import importlib.metadata
 from collections.abc import Iterable
@@ -9,22 +9,22 @@ from .compat import Repair, repairs
 from .ops import operator
 from .version import __version__
 
-_UNHELPFUL = ("numpy_random_seed", "PyTorch compiling details")  # long, or about a number that was drawn just now
+_LEFT_OUT = ("numpy_random_seed", "PyTorch compiling details")  # drawn at random by this process; too long
 _LIBRARIES = ("mmcv", "mmdet", "mmpretrain", "numpy", "cv2", "pycocotools", "triton", "safetensors", "captum", "onnx")
 
 
 def describe() -> str:
-    """Describe the installation as text, one section per question that a bug report raises."""
+    """Describe the installation as text: versions, kernels, and repairs of other libraries, one section each."""
     sections = {
         f"sa_mmdet {__version__}": _lines(
-            (name, value) for name, value in collect_env().items() if name not in _UNHELPFUL
+            (name, value) for name, value in collect_env().items() if name not in _LEFT_OUT
         ),
         "Libraries": _lines(_versions()),
-        "Shuffle attention with the end of a block (sa_mmdet.obstacles_to_fusion(model) tells of a model)": _lines(
+        "Fused shuffle attention (for a model: sa_mmdet.obstacles_to_fusion(model))": _lines(
             operator.backends().items()
         ),
-        "Repairs of other libraries that are active": _repairs(repairs.active()),
-        "Repairs that wait for a launcher without a GPU": _repairs(
+        "Active repairs of other libraries": _repairs(repairs.active()),
+        "Repairs that become active in distributed training without a GPU": _repairs(
             repair for repair in repairs.ON_CPU_LAUNCH if repair not in repairs.active()
         ),
     }

@@ -1,4 +1,4 @@
-"""MMDetection's own command-line tools, run from this package's."""
+"""Running MMDetection's own command-line tools after this package has been imported."""
 
 import runpy
 import sys
@@ -11,7 +11,7 @@ def run_mmdet_tool(name: str) -> None:
     """Run one of MMDetection's own tools with the arguments of this process.
 
     Args:
-        name: The path below MMDetection's folder of tools, such as 'train.py'.
+        name: The tool's path in MMDetection's folder of tools, such as 'train.py'.
 
     Raises:
         FileNotFoundError: The installed MMDetection does not have this tool.
@@ -20,7 +20,7 @@ def run_mmdet_tool(name: str) -> None:
     candidates = [package / ".mim" / "tools" / name, package.parent / "tools" / name]  # in a wheel, in a checkout
     for script in candidates:
         if script.is_file():
-            # Launchers start this package's tool again in each process; MMDetection's tool sees its own name.
+            # MMDetection's tool must see its own name. Launchers start this package's tool again in each process.
             sys.argv[0] = str(script)
             runpy.run_path(str(script), run_name="__main__")
             return

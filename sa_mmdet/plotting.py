@@ -1,4 +1,4 @@
-"""Figures on machines without a display."""
+"""Plotting with matplotlib on machines without a display."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from .atomic_write import atomic_write
 
 
 def pyplot() -> Any:
-    """Import matplotlib's pyplot with the backend that draws into files only."""
+    """Import matplotlib's pyplot with a backend that only draws into files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -21,7 +21,7 @@ def save_figure(figure: Any, path: str | Path, dpi: int = 110) -> None:
 
     Args:
         figure: A figure of pyplot.
-        path: The file; its suffix chooses the format.
+        path: The file to write; its suffix determines the format.
         dpi: Pixels per inch.
     """
     with atomic_write(path) as temporary:

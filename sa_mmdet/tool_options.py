@@ -4,23 +4,23 @@ import argparse
 
 
 def add_device(parser: argparse.ArgumentParser, default: str = "cpu", described: str = "%(default)s") -> None:
-    """Add --device.
+    """Add the option --device.
 
     Args:
         parser: The tool's parser.
-        default: A device of PyTorch.
-        described: What the help says about the default.
+        default: The default, a device of PyTorch.
+        described: How the help describes the default.
     """
     parser.add_argument("--device", default=default, help=f"a device of PyTorch (default: {described})")
 
 
 def add_resamples(parser: argparse.ArgumentParser) -> None:
-    """Add --resamples, of the bootstrap."""
+    """Add the option --resamples, the number of the bootstrap's resamples."""
     text = "how many times the bootstrap draws the images anew (default: %(default)s)"
     parser.add_argument("--resamples", type=int, default=1000, help=text)
 
 
 def add_level(parser: argparse.ArgumentParser) -> None:
-    """Add --level, of the bootstrap's intervals."""
+    """Add the option --level, the confidence level of the bootstrap's intervals."""
     text = "confidence level of the intervals, 0 to 1 (default: %(default)s)"
     parser.add_argument("--level", type=float, default=0.95, help=text)

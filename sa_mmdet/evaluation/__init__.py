@@ -1,4 +1,4 @@
-"""What many runs reached: trainings and tests, their comparison, its significance, and a report."""
+"""Evaluation of many runs: training and testing them, comparing their metrics, significance, and a report."""
 
 from .average_precision import METRICS, TASKS, Evaluation, evaluate
 from .comparison import Comparison, common_tasks, compare

@@ -1,4 +1,4 @@
-"""COCO average precision of result files, by pycocotools, with what a bootstrap of the images needs."""
+"""COCO average precision of result files, computed by pycocotools, with the matches that the bootstrap needs."""
 
 import contextlib
 import io
@@ -20,32 +20,32 @@ Floats = NDArray[np.floating]
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 TASKS = {"bbox": "box", "segm": "mask"}
 _MAX_DETECTIONS = 100
-_CATEGORIES = 8  # how many are matched at once
-_AREAS = (0, 1, 2, 3)  # pycocotools' all, small, medium, large
+_CATEGORIES = 8  # the number of categories that are matched at once
+_AREAS = (0, 1, 2, 3)  # pycocotools' ranges of object areas: all, small, medium, large
 
 
 @dataclass
 class Matches:
-    """What resampling needs of one category and one range of areas, at all T IoU thresholds.
+    """The matches of one category and one range of areas, as the bootstrap needs them.
 
-    The D detections are in descending order of their scores.
+    The D detections are in descending order of their scores; there are T IoU thresholds.
     """
 
-    images: NDArray[np.intp]  # D: each detection's image, as an index
-    true: NDArray[np.bool_]  # T x D: matches an object that counts
-    counted: NDArray[np.bool_]  # T x D: is not ignored
-    objects: NDArray[np.float64]  # per image, the number of objects that count
+    images: NDArray[np.intp]  # D: the index of each detection's image
+    true: NDArray[np.bool_]  # T x D: whether it matches an object that is not ignored
+    counted: NDArray[np.bool_]  # T x D: whether it counts, as a match or as a false detection
+    objects: NDArray[np.float64]  # for each image, the number of objects that are not ignored
 
 
 @dataclass
 class Evaluation:
     """The evaluation of one result file for one task."""
 
-    points: dict[str, float]  # pycocotools' own metrics, 0 to 1; NaN where no object has that size
+    points: dict[str, float]  # pycocotools' own metrics, 0 to 1; NaN where the data set has no object of that size
     matches: dict[int, list[Matches]]  # for each range of areas, one entry per category
-    thresholds: Floats
-    recalls: Floats
-    per_class: dict[str, float]
+    thresholds: Floats  # the IoU thresholds
+    recalls: Floats  # the recalls at which precision is measured
+    per_class: dict[str, float]  # for each class's name, its AP, 0 to 1; NaN for a class without objects
     curve: Floats  # precision at each recall, at an IoU of 0.5, mean over the classes
 
     @property
@@ -55,49 +55,62 @@ class Evaluation:
 
 
 def evaluate(coco: COCO, entries: Sequence[Mapping[str, Any]], task: str) -> Evaluation:
-    """Match detections and objects with pycocotools.
+    """Evaluate detections with pycocotools, and keep its matches of detections and objects.
 
     Args:
         coco: The annotations.
-        entries: Detections that were checked; the list may be empty.
+        entries: Valid detections in COCO's format; the list may be empty.
         task: 'bbox' or 'segm'.
     """
-    dropped = "segmentation" if task == "bbox" else "bbox"  # pycocotools would take the areas from it
+    dropped = "segmentation" if task == "bbox" else "bbox"  # pycocotools would compute the areas from it
     own = [{key: value for key, value in entry.items() if key != dropped} for entry in entries]
-    matches: dict[int, list[Matches]] = {area: [] for area in _AREAS}
-    parts: dict[str, list[Any]] = dict(precision=[], recall=[])
     with contextlib.redirect_stdout(io.StringIO()):
-        found = coco.loadRes(own) if own else _nothing(coco)
-        judge = COCOeval(coco, found, task)
-        categories, count = list(judge.params.catIds), len(judge.params.imgIds)
-        # A few categories at a time: what pycocotools keeps for all of them takes gigabytes.
-        for begin in range(0, len(categories), _CATEGORIES):
-            judge.params.catIds = categories[begin : begin + _CATEGORIES]
-            judge.evaluate()
-            judge.accumulate()
-            for name, arrays in parts.items():
-                arrays.append(judge.eval[name])
-            for number in range(len(judge.params.catIds)):
-                for area in _AREAS:
-                    first = (number * len(_AREAS) + area) * count
-                    matches[area].append(_matches(judge.evalImgs[first : first + count]))
-        judge.params.catIds = categories
-        judge.eval = dict(precision=np.concatenate(parts["precision"], 2), recall=np.concatenate(parts["recall"], 1))
-        judge.summarize()
-    points = {name: float(value) if value >= 0 else math.nan for name, value in zip(METRICS, judge.stats, strict=False)}
-    precision = judge.eval["precision"][:, :, :, 0, -1]  # T x R x K
+        evaluator = COCOeval(coco, coco.loadRes(own) if own else _without_annotations(coco), task)
+        matches = _match(evaluator)
+        evaluator.summarize()
+    points = zip(METRICS, evaluator.stats, strict=False)
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # T x R x K: thresholds, recalls, categories
     per_class = {
         coco.cats[category]["name"]: float(precision[:, :, k].mean()) if (precision[:, :, k] > -1).any() else math.nan
-        for k, category in enumerate(categories)
+        for k, category in enumerate(evaluator.params.catIds)
     }
-    half = precision[0][:, (precision[0] > -1).all(0)]
-    curve = half.mean(1) if half.size else np.zeros(len(precision[0]))
-    thresholds, recalls = (np.asarray(values) for values in (judge.params.iouThrs, judge.params.recThrs))
-    return Evaluation(points, matches, thresholds, recalls, per_class, curve)
+    at_half = precision[0][:, (precision[0] > -1).all(0)]
+    return Evaluation(
+        points={name: float(value) if value >= 0 else math.nan for name, value in points},
+        matches=matches,
+        thresholds=np.asarray(evaluator.params.iouThrs),
+        recalls=np.asarray(evaluator.params.recThrs),
+        per_class=per_class,
+        curve=at_half.mean(1) if at_half.size else np.zeros(len(precision[0])),
+    )
+
+
+def _match(evaluator: Any) -> dict[int, list[Matches]]:
+    """Run pycocotools' matching and accumulation, on a few categories at a time.
+
+    What pycocotools keeps while it matches all categories of a large data set takes gigabytes. The evaluator is left
+    as if it had done all categories at once.
+    """
+    matches: dict[int, list[Matches]] = {area: [] for area in _AREAS}
+    parts: dict[str, list[Any]] = dict(precision=[], recall=[])
+    categories, count = list(evaluator.params.catIds), len(evaluator.params.imgIds)
+    for begin in range(0, len(categories), _CATEGORIES):
+        evaluator.params.catIds = categories[begin : begin + _CATEGORIES]
+        evaluator.evaluate()
+        evaluator.accumulate()
+        for name, arrays in parts.items():
+            arrays.append(evaluator.eval[name])
+        for number in range(len(evaluator.params.catIds)):
+            for area in _AREAS:
+                first = (number * len(_AREAS) + area) * count
+                matches[area].append(_matches(evaluator.evalImgs[first : first + count]))
+    evaluator.params.catIds = categories
+    evaluator.eval = dict(precision=np.concatenate(parts["precision"], 2), recall=np.concatenate(parts["recall"], 1))
+    return matches
 
 
 def evaluate_files(annotations: str | Path, results: Sequence[str | Path], task: str) -> list[Evaluation]:
-    """Evaluate several result files, two at a time: matching takes longest, and pycocotools uses one core.
+    """Evaluate several result files, two at a time in processes of their own: pycocotools uses one core.
 
     Args:
         annotations: The file of COCO annotations.
@@ -116,7 +129,7 @@ def _evaluate_file(annotations: str | Path, results: str | Path, task: str) -> E
     return evaluate(coco, load_results(results, coco), task)
 
 
-def _nothing(coco: COCO) -> COCO:
+def _without_annotations(coco: COCO) -> COCO:
     empty = COCO()
     empty.dataset = {**coco.dataset, "annotations": []}
     empty.createIndex()
@@ -124,6 +137,7 @@ def _nothing(coco: COCO) -> COCO:
 
 
 def _matches(images: Sequence[dict[str, Any] | None]) -> Matches:
+    """Join pycocotools' matches of one category and range of areas over all images."""
     objects = np.array([0 if image is None else (1 - np.asarray(image["gtIgnore"])).sum() for image in images], float)
     kept = [(i, image) for i, image in enumerate(images) if image is not None and image["dtScores"]]
     if not kept:

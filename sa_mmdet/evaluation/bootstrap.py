@@ -1,8 +1,8 @@
-"""The bootstrap of the images: the metrics of resampled data sets, without evaluating them again.
+"""The bootstrap over the images: the metrics of resampled data sets, from a single evaluation.
 
-pycocotools matches detections and objects once. A resample then is a weight per image: the detections of a category
-stay in the order of their scores, and an image that is drawn three times counts its detections three times. The result
-is exactly what pycocotools would give for the resampled data set.
+pycocotools matches detections and objects once. A resample is then one weight per image: the detections of a category
+stay in the order of their scores, and those of an image that was drawn three times count three times. The result is
+exactly what pycocotools would compute for the resampled data set.
 """
 
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .average_precision import METRICS, Evaluation, Floats, Matches
 
-_CHUNK = 100  # resamples at once
+_CHUNK = 100  # resamples that are computed at once
 
 
 def bootstrap(
@@ -25,13 +25,13 @@ def bootstrap(
     """Compute the metrics of several evaluations on the same resamples of the images.
 
     Args:
-        evaluations: Of the same images.
-        resamples: How many times the images are drawn anew.
-        seed: The seed of the draws.
-        progress: Called :func:`steps` times.
+        evaluations: Evaluations on the same images.
+        resamples: The number of resamples.
+        seed: The seed of the random draws.
+        progress: Is called :func:`steps` times.
 
     Returns:
-        For each evaluation and metric, one value per resample.
+        For each evaluation and metric one value per resample, 0 to 1.
     """
     count = evaluations[0].images
     generator = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def bootstrap(
 
 
 def steps(evaluations: Sequence[Evaluation], resamples: int) -> int:
-    """How many times :func:`bootstrap` calls ``progress``."""
+    """How many times :func:`bootstrap` calls ``progress``, for a progress bar."""
     each = sum(len(categories) for evaluation in evaluations for categories in evaluation.matches.values())
     return each * math.ceil(resamples / _CHUNK)
 
@@ -54,24 +54,24 @@ def steps(evaluations: Sequence[Evaluation], resamples: int) -> int:
 def resampled(
     evaluation: Evaluation, weights: NDArray[np.float32], progress: Callable[[], object] = lambda: None
 ) -> dict[str, Floats]:
-    """Compute the metrics of resamples of the images.
+    """Compute the metrics of R resamples.
 
     Args:
-        evaluation: The evaluation of N images.
-        weights: R x N: how many times each resample has drawn each image.
-        progress: Called once for each category and range of areas.
+        evaluation: An evaluation on N images.
+        weights: How many times each resample contains each image, R x N.
+        progress: Is called once for each category and range of areas.
 
     Returns:
-        For each metric R values, 0 to 1; NaN where a resample has no object of that size.
+        For each metric R values, 0 to 1; NaN for a resample without an object of that size.
     """
     per_threshold: dict[int, tuple[Floats, Floats]] = {}
     for area, categories in evaluation.matches.items():
         total = np.zeros((len(evaluation.thresholds), len(weights)))
         present = np.zeros(len(weights))
         for matches in categories:
-            precision, there = _average_precision(matches, weights, evaluation.recalls)
-            total += np.where(there, precision, 0)
-            present += there
+            precision, has_objects = _average_precision(matches, weights, evaluation.recalls)
+            total += np.where(has_objects, precision, 0)
+            present += has_objects
             progress()
         with np.errstate(invalid="ignore"):
             per_threshold[area] = total / present, present
@@ -88,30 +88,31 @@ def resampled(
 def _average_precision(
     matches: Matches, weights: NDArray[np.float32], recalls: Floats
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """The T x R average precisions of a category, and which of the R resamples have objects of it."""
+    """The average precisions of a category, T x R, and which of the R resamples contain objects of it."""
     objects = weights @ matches.objects
-    there = objects > 0
+    has_objects = objects > 0
     precision = np.zeros((len(matches.true), len(weights)))
     if not matches.true.any():
-        return precision, there
-    drawn = weights[:, matches.images]
-    everything = np.cumsum(drawn, 1)
+        return precision, has_objects
+    drawn = weights[:, matches.images]  # R x D: how many times each detection counts
+    positives = np.cumsum(drawn, 1)
     for t, (true, counted) in enumerate(zip(matches.true, matches.counted, strict=True)):
         [hits] = true.nonzero()
         if not len(hits):
             continue
-        # Precision is needed at the true detections only: between them it falls.
-        reached = np.cumsum(drawn[:, hits], 1)
+        # Precision is needed at the true detections only: between them it decreases.
+        true_positives = np.cumsum(drawn[:, hits], 1)
         if counted.all():
-            before = everything[:, hits]
+            positives_at_hits = positives[:, hits]
         else:
-            places = np.cumsum(counted)[hits] - 1
-            before = np.cumsum(drawn[:, counted], 1)[:, places]
+            positions = np.cumsum(counted)[hits] - 1
+            positives_at_hits = np.cumsum(drawn[:, counted], 1)[:, positions]
         with np.errstate(invalid="ignore"):
-            at_hits = np.where(before > 0, reached / np.maximum(before, 1), 0)
-        best = np.maximum.accumulate(at_hits[:, ::-1], 1)[:, ::-1]
-        padded = np.concatenate([best, np.zeros((len(best), 1), best.dtype)], 1)
-        for r in there.nonzero()[0]:
-            places = np.searchsorted(reached[r].astype(np.float64) / objects[r], recalls)  # rounded as pycocotools does
-            precision[t, r] = padded[r, places].mean()
-    return precision, there
+            at_hits = np.where(positives_at_hits > 0, true_positives / np.maximum(positives_at_hits, 1), 0)
+        envelope = np.maximum.accumulate(at_hits[:, ::-1], 1)[:, ::-1]
+        padded = np.concatenate([envelope, np.zeros((len(envelope), 1), envelope.dtype)], 1)
+        for r in has_objects.nonzero()[0]:
+            # In float64, so that recalls are rounded as pycocotools rounds them.
+            positions = np.searchsorted(true_positives[r].astype(np.float64) / objects[r], recalls)
+            precision[t, r] = padded[r, positions].mean()
+    return precision, has_objects

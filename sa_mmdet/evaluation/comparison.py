@@ -1,4 +1,4 @@
-"""How sure the differences between several models are: one call from result files to sentences."""
+"""Differences between several models, with confidence intervals: one call from result files to sentences."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ from sa_mmdet.coco_format import load_annotations, load_results, tasks_of
 from .average_precision import METRICS, TASKS, Evaluation, Floats, evaluate_files
 from .bootstrap import bootstrap, steps
 
-# For each metric: 'difference', and the ends of its interval, 'low' and 'high'; 0 to 1.
+# For each metric its 'difference', and 'low' and 'high', the bounds of its confidence interval; -1 to 1.
 Difference = dict[str, dict[str, float]]
 
 
@@ -22,12 +22,12 @@ Difference = dict[str, dict[str, float]]
 class Comparison:
     """Several variants of a model, each with one run or several, evaluated on the same images for one task."""
 
-    task: str
-    variants: list[str]  # their names; the first is what the others are compared with
-    runs: list[list[Evaluation]]  # for each variant, its runs
-    means: list[dict[str, float]]  # for each variant, its metrics averaged over its runs
-    differences: list[Difference]  # for each variant but the first
-    level: float  # of the intervals
+    task: str  # 'bbox' or 'segm'
+    variants: list[str]  # the variants' names; the others are compared with the first
+    runs: list[list[Evaluation]]  # for each variant the evaluations of its runs
+    means: list[dict[str, float]]  # for each variant its metrics, averaged over its runs
+    differences: list[Difference]  # for each variant except the first
+    level: float  # the confidence level of the intervals
 
     @property
     def images(self) -> int:
@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def deviations(self) -> list[dict[str, float | None]]:
-        """For each variant, each metric's standard deviation from run to run; None with a single run."""
+        """For each variant and metric the standard deviation over its runs; None for a single run."""
         return [
             {m: statistics.stdev(run.points[m] for run in runs) if len(runs) > 1 else None for m in METRICS}
             for runs in self.runs
@@ -49,13 +49,13 @@ class Comparison:
         with_images: bool = False,
         with_runs: bool = False,
     ) -> list[str]:
-        """State each difference in plain words.
+        """Describe each difference in one sentence.
 
         Args:
-            metrics: Which metrics, of :data:`METRICS`.
-            interval: What the interval is called.
-            with_images: Whether to say how many images there are.
-            with_runs: Whether to say how many runs there are.
+            metrics: The metrics to describe, of :data:`METRICS`.
+            interval: What the sentences call the interval.
+            with_images: Whether to give the number of images.
+            with_runs: Whether to give the numbers of runs.
         """
         found = []
         for name, runs, row in zip(self.variants[1:], self.runs[1:], self.differences, strict=True):
@@ -76,25 +76,25 @@ def compare(
     seed: int = 0,
     show_progress: bool = False,
 ) -> Comparison:
-    """Evaluate result files, and judge the differences between the variants by a paired bootstrap of the images.
+    """Evaluate result files, and compute the differences between variants with intervals by a paired bootstrap.
+
+    All variants are evaluated on the same resamples of the images, so that differences between images cancel.
 
     Args:
         annotations: The file of COCO annotations.
-        variants: The variants' names and the result files of their runs; the others are compared with the first.
+        variants: For each variant its name and the result files of its runs; the others are compared with the first.
         task: 'bbox' or 'segm'.
-        resamples: How many times the images are drawn anew.
+        resamples: The number of resamples of the images.
         level: The confidence level of the intervals, between 0 and 1.
-        seed: The seed of the draws.
+        seed: The seed of the random draws.
         show_progress: Whether to show a progress bar.
 
     Raises:
         ValueError: A file cannot be read or is invalid.
     """
     flat = evaluate_files(annotations, [path for _, paths in variants for path in paths], task)
-    runs, begin = [], 0
-    for _, paths in variants:
-        runs.append(flat[begin : begin + len(paths)])
-        begin += len(paths)
+    remaining = iter(flat)
+    runs = [[next(remaining) for _ in paths] for _, paths in variants]
     means = [{m: float(np.mean([run.points[m] for run in found])) for m in METRICS} for found in runs]
     differences: list[Difference] = []
     if len(runs) > 1:
@@ -117,13 +117,13 @@ def difference(
     base_samples: Mapping[str, Floats],
     level: float = 0.95,
 ) -> Difference:
-    """The differences of a variant's metrics to another one's, with the ends of their intervals.
+    """Compute the differences between two variants' metrics, with confidence intervals.
 
     Args:
-        points: The variant's metrics.
-        samples: Its metrics in each resample.
+        points: The variant's metrics, 0 to 1.
+        samples: Its metrics on each resample.
         base_points: The metrics of the variant that it is compared with.
-        base_samples: The same for the resamples.
+        base_samples: That variant's metrics on the same resamples.
         level: The confidence level of the intervals, between 0 and 1.
     """
     tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
@@ -137,29 +137,29 @@ def difference(
 
 
 def common_tasks(annotations: str | Path, results: Sequence[str | Path]) -> tuple[list[str], list[str | Path]]:
-    """Find the tasks that all result files answer, and check all files before the long part begins.
+    """Find the tasks that all result files have detections for; this also checks all files before a long evaluation.
 
     Args:
         annotations: The file of COCO annotations.
         results: The result files.
 
     Returns:
-        The tasks, of :data:`TASKS`, and the files without a single detection, which count as answers to every task.
+        The tasks, of :data:`TASKS`, and the files without any detection, which are valid for every task.
 
     Raises:
         ValueError: A file cannot be read or is invalid, or the files have no task in common.
     """
     coco = load_annotations(annotations)
-    answered, empty = [], []
+    found, empty = [], []
     for path in results:
         entries = load_results(path, coco)
         if entries:
-            answered.append(tasks_of(entries))
+            found.append(tasks_of(entries))
         else:
             empty.append(path)
-    tasks = sorted(set.intersection(*answered)) if answered else ["bbox"]
+    tasks = sorted(set.intersection(*found)) if found else ["bbox"]
     if not tasks:
-        raise ValueError("the result files have neither boxes nor masks in common")
+        raise ValueError("some result files have only boxes and others only masks: there is nothing to compare")
     return tasks, empty
 
 
@@ -170,7 +170,7 @@ def _mean(samples: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
 def _sentence(what: str, metric: str, row: Mapping[str, float], interval: str, evidence: Sequence[str]) -> str:
     change, low, high = (100 * row[key] for key in ("difference", "low", "high"))
     if math.isnan(change):
-        return f"{what}: {metric} has no objects to judge it by"
+        return f"{what}: {metric} is undefined, since there are no such objects"
     verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that these images show"
     spread = ", ".join([f"{low:+.1f} to {high:+.1f}", *evidence])
     return f"{what}: {change:+.1f} {metric}, {interval} {spread}: {verdict}"

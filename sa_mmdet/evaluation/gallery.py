@@ -1,4 +1,4 @@
-"""The images on which several models differ most, with ground truth and detections drawn in."""
+"""The images on which several models differ most, with ground truth and detections drawn into them."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -13,23 +13,24 @@ from sa_mmdet.coco_format import load_annotations, load_results
 
 from .runs import Run
 
-Detections = Mapping[int, Sequence[Mapping[str, Any]]]  # by image
-_LOWEST_SCORE = 0.3  # of the detections that are drawn and counted
-_WIDTH = 480  # pixels of an image in the gallery
+Detections = Mapping[int, Sequence[Mapping[str, Any]]]  # by the image's id
+_LOWEST_SCORE = 0.3  # detections with a lower score are neither drawn nor counted
+_WIDTH = 480  # of an image in the gallery, in pixels
 _COLOURS = ((60, 20, 220), (0, 170, 0), (230, 120, 0), (200, 0, 200), (0, 140, 255), (160, 160, 0))
 
 
 def gallery(annotations: str | Path, runs: Sequence[Run], task: str, count: int) -> list[dict[str, Any]]:
-    """Draw the images on which runs differ most.
+    """Draw the images for which the number of correct detections differs most between runs.
 
     Args:
         annotations: The file of COCO annotations.
-        runs: Runs with results for the task.
+        runs: Runs that have results for the task.
         task: 'bbox' or 'segm'.
-        count: The number of images.
+        count: The largest number of images.
 
     Returns:
-        For each image its 'name', and 'panels' with 'title' and 'data', a data URL: the ground truth and each run.
+        For each image its 'name' and its 'panels', one for the ground truth and one per run, each with a 'title' and
+        the image as a data URL in 'data'.
     """
     coco = load_annotations(annotations)
     found = [_by_image(load_results(str(run.results(task)), coco)) for run in runs]
@@ -67,7 +68,7 @@ def _image_folder(run: Run) -> Path:
 
 
 def _balance(truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> int:
-    """The number of detections that match an object of their class at IoU 0.5, minus that of the others."""
+    """The number of detections that match an object of their class at an IoU of 0.5, minus the number of others."""
     free = [one for one in truth if not one.get("iscrowd")]
     correct = 0
     for entry in sorted(found, key=lambda entry: -entry["score"]):
@@ -80,7 +81,7 @@ def _balance(truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, An
 
 
 def _drawn(image: Any, entries: Sequence[Mapping[str, Any]], coco: COCO) -> str:
-    """The image with boxes, made small, as a data URL."""
+    """The image in its size for the gallery, with boxes drawn into it, as a data URL."""
     scale = _WIDTH / image.shape[1]
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     for entry in entries:

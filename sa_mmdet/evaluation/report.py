@@ -1,4 +1,4 @@
-"""One HTML page about a set of trainings, beside the paper's results; the page needs no network."""
+"""A report on a set of trainings beside the paper's results, as one HTML page that needs no network."""
 
 import math
 import statistics
@@ -12,8 +12,8 @@ from sa_mmdet.version import __version__
 
 from .average_precision import TASKS
 from .comparison import Comparison, compare
-from .figures import precision_by_recall, training_curves
 from .gallery import gallery
+from .plots import precision_by_recall, training_curves
 from .runs import Run
 from .tables import MISSING, Table, paper_tables, percent, run_table, speed_table
 
@@ -31,17 +31,17 @@ def build_report(
     """Build the page.
 
     Args:
-        runs: The trainings; the others are compared with the first one's variant.
-        skipped: Sentences about what was left out.
-        speed: What the benchmark tool wrote as JSON.
-        resamples: How many times the bootstrap draws the images anew.
+        runs: The trainings; their variants are compared with that of the first.
+        skipped: Notes about work directories that are not in the report.
+        speed: The content of the benchmark tool's JSON file; without it there is no section about speed.
+        resamples: The number of the bootstrap's resamples.
         images: The number of images in the gallery.
-        command: The command that made the page.
+        command: The command that made the page, which the page shows.
 
     Returns:
         The page as HTML.
     """
-    judged, notes = _judge(runs, resamples, images)
+    comparisons, notes = _compare(runs, resamples, images)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -55,7 +55,7 @@ def build_report(
         paper=paper_tables(runs, PAPER_TABLES),
         speed=speed_table(speed),
         curves=training_curves(_by_variant(runs)),
-        judged=judged,
+        comparisons=comparisons,
         provenance=[dict(run=run.name, config=run.cfg.pretty_text, **run.provenance) for run in runs],
     )
 
@@ -67,8 +67,8 @@ def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return variants
 
 
-def _judge(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """For each task its comparison, where results and annotations are at hand; and notes about what is missing."""
+def _compare(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """For each task a comparison, if there are results and annotations; and notes about what is missing."""
     found: list[dict[str, Any]] = []
     notes = []
     for task, name in TASKS.items():
@@ -78,11 +78,11 @@ def _judge(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dict[
         annotations = {run.annotations for own in variants.values() for run in own}
         first = next(iter(variants.values()))[0].annotations
         if len(annotations) > 1 or not first.is_file():
-            what = "belong to different images" if len(annotations) > 1 else f"cannot be judged without {first}"
+            what = "belong to different images" if len(annotations) > 1 else f"cannot be evaluated without {first}"
             notes.append(f"the {name} results {what}: no significance, no images")
             continue
         try:
-            found.append(_judged(task, variants, resamples, images if not found else 0))
+            found.append(_compare_task(task, variants, resamples, images if not found else 0))
         except ValueError as error:
             notes.append(str(error))
     if not found:
@@ -90,7 +90,7 @@ def _judge(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dict[
     return found, notes
 
 
-def _judged(task: str, variants: Mapping[str, Sequence[Run]], resamples: int, images: int) -> dict[str, Any]:
+def _compare_task(task: str, variants: Mapping[str, Sequence[Run]], resamples: int, images: int) -> dict[str, Any]:
     firsts = [own[0] for own in variants.values()]
     annotations = firsts[0].annotations
     files = [(name, [str(run.results(task)) for run in own]) for name, own in variants.items()]

@@ -1,7 +1,8 @@
-"""What MMEngine leaves of a training in its work directory: config, losses, metrics, seed and versions."""
+"""Reading the work directory that MMEngine writes for a training: config, losses, metrics, seed and versions."""
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,25 +22,25 @@ _ATTENTIONS = {
 
 @dataclass
 class Run:
-    """One work directory."""
+    """One training, from its work directory."""
 
     name: str
     folder: Path
     cfg: Config
-    losses: list[tuple[int, float]]  # iteration, loss
-    metrics: list[tuple[int, dict[str, float]]]  # epoch, metrics such as coco/bbox_mAP
-    provenance: dict[str, str]
-    notes: list[str] = field(default_factory=list)
+    losses: list[tuple[int, float]]  # iteration and loss
+    metrics: list[tuple[int, dict[str, float]]]  # epoch and metrics, 0 to 1, such as 'coco/bbox_mAP'
+    provenance: dict[str, str]  # such as 'seed', 'PyTorch' and 'GPU'
+    notes: list[str] = field(default_factory=list)  # what a report must mention
 
     @property
     def family(self) -> str:
-        """The detector, as the paper calls it."""
+        """The detector, as the paper calls it, such as 'Faster R-CNN'."""
         kind = str(self.cfg.model.type).rpartition(".")[2]
         return _FAMILIES.get(kind, kind)
 
     @property
     def backbone(self) -> str:
-        """The backbone without its attention, as the paper calls it."""
+        """The backbone without its attention, as the paper calls it, such as 'ResNet-50'."""
         return f"ResNet-{self.cfg.model.backbone.get('depth', '?')}"
 
     @property
@@ -59,74 +60,92 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """Detector, backbone and attention; runs of one variant differ in their seed only."""
+        """Detector, backbone and attention, such as 'RetinaNet ResNet-50 SA'; its runs differ only in the seed."""
         return f"{self.family} {self.backbone} {self.attention}"
 
     @property
     def annotations(self) -> Path:
-        """The file of annotations of the test images."""
+        """The file with the annotations of the test images."""
         evaluator = self.cfg.get("test_evaluator")
         first = evaluator[0] if isinstance(evaluator, list | tuple) and evaluator else evaluator
         return Path(str(first.get("ann_file", "")) if isinstance(first, dict) else "")
 
     @property
     def on_coco(self) -> bool:
-        """Whether it was tested on COCO val2017, as the paper's results were."""
+        """Whether it was tested on COCO val2017, like the paper's results."""
         return self.annotations.name == "instances_val2017.json"
 
     def results(self, task: str) -> Path | None:
-        """The file of detections on the test images, None if it was not kept."""
+        """The file with the detections on the test images; None if the run did not keep it.
+
+        Args:
+            task: 'bbox' or 'segm'.
+        """
         path = self.folder / f"results.{task}.json"
         return path if path.is_file() else None
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a work directory; of a run that was resumed, all parts.
+    """Read a work directory. The parts of a resumed training are joined.
 
     Args:
         folder: The work directory.
 
     Raises:
-        ValueError: It is not a detector's work directory, or no epoch was finished and evaluated.
+        ValueError: The folder is not a detector's work directory, or the training was not evaluated yet.
     """
     folder = Path(folder)
     logs = sorted(folder.glob("*/vis_data/scalars.json"))
     configs = sorted(folder.glob("*/vis_data/config.py")) or sorted(folder.glob("*.py"))
     if not logs or not configs:
         raise ValueError(f"{folder}: is not the work directory of a training: it has no <time>/vis_data/scalars.json")
-    losses: dict[int, float] = {}
-    found: dict[int, dict[str, float]] = {}
-    broken = 0
-    for log in logs:  # one per start; a resumed run replaces what it did again
-        for line in log.read_text(errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                step = int(entry["step"])
-                if "loss" in entry:
-                    losses[step] = float(entry["loss"])
-                metrics = {key: float(value) for key, value in entry.items() if key.startswith("coco/")}
-            except (ValueError, KeyError, TypeError):
-                broken += 1
-                continue
-            if metrics:
-                found[step] = metrics
-    if not found:
+    losses, metrics, broken = _read_logs(logs)
+    if not metrics:
         raise ValueError(f"{folder}: no epoch was finished and evaluated")
+    cfg = _read_config(configs[-1])
+    notes = [f"{broken} broken lines of its log were skipped"] if broken else []
+    name = "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
+    return Run(name, folder, cfg, sorted(losses.items()), sorted(metrics.items()), _provenance(folder), notes)
+
+
+def _read_config(path: Path) -> Config:
     try:
-        cfg = Config.fromfile(configs[-1])
+        cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program
-        raise ValueError(f"{configs[-1]}: does not load: {one_line(error, 200)}") from error
+        raise ValueError(f"{path}: does not load: {one_line(error, 200)}") from error
     model = cfg.get("model")
     backbone = model.get("backbone") if isinstance(model, dict) else None
     if not isinstance(backbone, dict) or not model.get("type") or not backbone.get("type"):
-        raise ValueError(f"{configs[-1]}: has no model.type and model.backbone.type, so it is not a detector's config")
-    notes = [f"{broken} broken lines of its log were skipped"] if broken else []
-    name = "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
-    return Run(name, folder, cfg, sorted(losses.items()), sorted(found.items()), _provenance(folder), notes)
+        raise ValueError(f"{path}: has no model.type and model.backbone.type, so it is not a detector's config")
+    return cfg
+
+
+def _read_logs(logs: Sequence[Path]) -> tuple[dict[int, float], dict[int, dict[str, float]], int]:
+    """Read the logs of all starts; a resumed run replaces the steps that it repeats.
+
+    Returns:
+        The loss of each iteration, the metrics of each epoch, and the number of lines that cannot be read.
+    """
+    losses: dict[int, float] = {}
+    metrics: dict[int, dict[str, float]] = {}
+    broken = 0
+    for line in (line for log in logs for line in log.read_text(errors="replace").splitlines()):
+        try:
+            entry = json.loads(line)
+            step = int(entry["step"])
+            if "loss" in entry:
+                losses[step] = float(entry["loss"])
+            found = {key: float(value) for key, value in entry.items() if key.startswith("coco/")}
+        except (ValueError, KeyError, TypeError):
+            broken += 1
+            continue
+        if found:
+            metrics[step] = found
+    return losses, metrics, broken
 
 
 def _provenance(folder: Path) -> dict[str, str]:
-    """Seed, versions and machine, from the beginning of the newest log."""
+    """Read seed, versions and machine from the beginning of the newest log."""
     found = {}
     logs = sorted(folder.glob("*/*.log"))
     head = logs[-1].read_text(errors="replace")[:20_000] if logs else ""

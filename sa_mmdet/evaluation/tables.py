@@ -1,4 +1,4 @@
-"""The tables of a report: runs, the paper's results beside the measured ones, speed."""
+"""The tables of a report: the runs, the paper's results beside the measured ones, and speed."""
 
 import csv
 import math
@@ -11,7 +11,7 @@ from sa_mmdet.analysis.complexity import analyze
 
 from .runs import Run
 
-Table = dict[str, Any]  # 'header', a list of texts; 'rows', lists of texts; perhaps 'title'
+Table = dict[str, Any]  # 'header', a list of strings; 'rows', lists of strings; optionally 'title'
 MISSING = "missing"
 _METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _COLUMNS = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
@@ -23,12 +23,12 @@ _PAPER = (
 
 
 def percent(value: float | None) -> str:
-    """A metric as a percentage, or :data:`MISSING`."""
+    """Format a metric, 0 to 1, as a percentage; :data:`MISSING` if it is None, negative or not finite."""
     return MISSING if value is None or not math.isfinite(value) or value < 0 else f"{100 * value:.1f}"
 
 
 def run_table(runs: Sequence[Run]) -> Table:
-    """One row per run: what it is, what it costs, and its metrics at the last evaluation."""
+    """One row per run: its variant, its complexity, and its metrics at the last evaluation."""
     header = ["run", "detector", "backbone", "attention", "seed", "epochs", "Param. (M)", "GFLOPs"]
     header += [f"box {name}" for name in _HEADER]
     masks = any(any(value is not None for value in _metrics(run, "segm")) for run in runs)
@@ -47,20 +47,20 @@ def run_table(runs: Sequence[Run]) -> Table:
 
 
 def paper_tables(runs: Sequence[Run], folder: Path) -> list[Table]:
-    """The paper's Tables 3 and 4, each result followed by the mean over the runs on COCO val2017.
+    """The paper's Tables 3 and 4, with the mean over the runs on COCO val2017 beside each of its results.
 
     Args:
-        runs: The runs; those on other data are left out.
-        folder: The folder with the paper's tables as CSV.
+        runs: The runs; those on other data do not count.
+        folder: The folder with the paper's tables as CSV files.
     """
     return [_paper_table(runs, folder / name, title, task) for title, name, task in _PAPER]
 
 
 def speed_table(speed: Mapping[str, Any] | None) -> Table | None:
-    """Time and memory, as the benchmark tool wrote them as JSON.
+    """Time and memory as the benchmark tool measured them.
 
     Args:
-        speed: The JSON's content; there is no table if None.
+        speed: The content of its JSON file; if None, there is no table.
     """
     if speed is None:
         return None
@@ -84,7 +84,7 @@ def _metrics(run: Run, task: str) -> list[float | None]:
 
 
 def _cost(run: Run) -> tuple[str, str]:
-    """Parameters and multiply-adds by the paper's rules, at 800 x 1280."""
+    """Parameters in millions and multiply-adds in billions, counted by the paper's rules at 800 x 1280 pixels."""
     try:
         found = analyze(run.cfg.model, convention="paper")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Trainings and tests of several configs with several seeds, each in a process of its own."""
+"""Training and testing configs, each in a process of its own."""
 
 import subprocess
 import sys
@@ -9,18 +9,18 @@ TOOLS = Path(__file__).resolve().parents[1] / ".mim" / "tools"
 
 
 def train_and_test(config: str, seed: int, folder: Path, options: Sequence[str] = ()) -> bool:
-    """Train a config and keep its detections on the test images as ``results.<task>.json``, unless that is done.
+    """Train a config, and write its detections on the test images to ``results.<task>.json`` in the work directory.
 
-    An interrupted training is resumed at its last checkpoint.
+    A finished run is not repeated; an interrupted training resumes at its last checkpoint.
 
     Args:
-        config: The config.
-        seed: The seed of the training.
+        config: The config's path.
+        seed: The training's random seed.
         folder: The work directory.
         options: Further ``KEY=VALUE`` pairs for --cfg-options.
 
     Returns:
-        Whether anything had to be done.
+        Whether anything was done; False for a run that was finished before.
 
     Raises:
         ValueError: The training or the test failed.
@@ -33,7 +33,7 @@ def train_and_test(config: str, seed: int, folder: Path, options: Sequence[str] 
     last = folder / "last_checkpoint"
     if not last.is_file():
         raise ValueError(f"{folder}: the training left no checkpoint")
-    # Into another folder first: a result file in the work directory is complete.
+    # The test writes into another folder, so that a result file in the work directory is always complete.
     new = folder / "new"
     prefix = f"test_evaluator.outfile_prefix={new / 'results'}"
     checkpoint = last.read_text().strip()

@@ -63,9 +63,9 @@ def test_the_package_describes_its_environment() -> None:
     assert lines[0] == f"sa_mmdet {__version__}"
     assert any(line.strip().startswith(f"PyTorch: {torch.__version__}") for line in lines)
     assert any(line.strip().startswith("mmcv: ") for line in lines)
-    section = lines[lines.index("Repairs of other libraries that are active") :]
+    section = lines[lines.index("Active repairs of other libraries") :]
     assert any(line.startswith("  MMEngine's checkpoints load: torch.load refuses") for line in section)
-    waiting = section[section.index("Repairs that wait for a launcher without a GPU") :]
+    waiting = section[section.index("Repairs that become active in distributed training without a GPU") :]
     assert any(line.startswith("  DistributedDataParallel on CPUs") for line in waiting)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.evaluation import METRICS, TASKS, Comparison, common_tasks, compare
-from sa_mmdet.evaluation.figures import plot_intervals
+from sa_mmdet.evaluation.plots import plot_intervals
 from sa_mmdet.tool_options import add_level, add_resamples
 
 COLUMN = 8  # characters

@@ -1,4 +1,4 @@
-"""Figures of comparisons and reports."""
+"""Plots of comparisons and reports."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,11 @@ from .average_precision import METRICS, TASKS
 from .comparison import Comparison
 from .runs import Run
 
+_BOX_AP = "coco/bbox_mAP"  # its name in MMEngine's log
+
 
 def plot_intervals(path: str | Path, comparisons: Sequence[Comparison]) -> None:
-    """Draw the differences with their intervals, one panel per task.
+    """Plot the differences between variants with their intervals, one panel per task.
 
     Args:
         path: The image file, written atomically.
@@ -28,8 +30,8 @@ def plot_intervals(path: str | Path, comparisons: Sequence[Comparison]) -> None:
         for number, (name, row) in enumerate(zip(found.variants[1:], found.differences, strict=True)):
             heights = [i + 0.6 * (number - (count - 1) / 2) / count for i in range(len(METRICS))]
             middle = [100 * row[metric]["difference"] for metric in METRICS]
-            ends = [[100 * abs(row[m][key] - row[m]["difference"]) for m in METRICS] for key in ("low", "high")]
-            panel.errorbar(middle, heights, xerr=ends, fmt="o", capsize=3, label=name)
+            errors = [[100 * abs(row[m][key] - row[m]["difference"]) for m in METRICS] for key in ("low", "high")]
+            panel.errorbar(middle, heights, xerr=errors, fmt="o", capsize=3, label=name)
         panel.axvline(0, color="grey", linewidth=1)
         panel.set_yticks(range(len(METRICS)), METRICS)
         panel.invert_yaxis()
@@ -39,7 +41,11 @@ def plot_intervals(path: str | Path, comparisons: Sequence[Comparison]) -> None:
 
 
 def training_curves(variants: Mapping[str, Sequence[Run]]) -> str:
-    """Draw loss and box AP over the training as SVG, one colour per variant and one line per run."""
+    """Plot training loss and box AP as SVG, one colour per variant and one line per run.
+
+    Args:
+        variants: The runs of each variant, by its name.
+    """
 
     def draw(loss: Any, metric: Any) -> None:
         for number, (name, runs) in enumerate(variants.items()):
@@ -47,7 +53,7 @@ def training_curves(variants: Mapping[str, Sequence[Run]]) -> str:
                 style: dict[str, Any] = dict(color=f"C{number}", label=name if run is runs[0] else None)
                 if run.losses:
                     loss.plot(*zip(*run.losses, strict=True), linewidth=1, **style)
-                points = [(epoch, 100 * box["coco/bbox_mAP"]) for epoch, box in run.metrics if "coco/bbox_mAP" in box]
+                points = [(epoch, 100 * found[_BOX_AP]) for epoch, found in run.metrics if _BOX_AP in found]
                 if points:
                     metric.plot(*zip(*points, strict=True), marker=".", **style)
         loss.set_xlabel("iteration")
@@ -60,7 +66,7 @@ def training_curves(variants: Mapping[str, Sequence[Run]]) -> str:
 
 
 def precision_by_recall(comparison: Comparison) -> str:
-    """Draw each variant's precision by recall as SVG, at an IoU of 0.5, mean over classes and runs."""
+    """Plot each variant's precision by recall as SVG, at an IoU of 0.5, mean over classes and runs."""
 
     def draw(axis: Any) -> None:
         for name, runs in zip(comparison.variants, comparison.runs, strict=True):
@@ -74,7 +80,12 @@ def precision_by_recall(comparison: Comparison) -> str:
 
 
 def _svg(draw: Callable[..., None], panels: int = 1) -> str:
-    """A figure as SVG, in a grey that is readable on white and on black."""
+    """Make a figure as SVG, with text and axes in a grey that is readable on white and on black.
+
+    Args:
+        draw: Draws into the panels' axes.
+        panels: The number of panels.
+    """
     grey = "#808080"
     style = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), grey)
     plot = pyplot()
