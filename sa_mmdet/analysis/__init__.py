@@ -1,4 +1,4 @@
-"""What a model costs and where it looks: complexity, time and memory, activation maps, gates."""
+"""Analysis of one model: complexity, time and memory, activation maps, and the gates of its attention."""
 
 from .complexity import Complexity, analyze
 

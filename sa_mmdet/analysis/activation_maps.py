@@ -1,4 +1,4 @@
-"""Where a network looked for each object that it found: Grad-CAM and HiResCAM, by captum."""
+"""Activation maps: Grad-CAM and HiResCAM of each object that a network detects, computed by captum."""
 
 import contextlib
 import importlib
@@ -23,20 +23,21 @@ METHODS = ("gradcam", "hirescam")
 
 @dataclass
 class Found:
-    """An object, or an image's class, and the activation map of its score."""
+    """A detected object, or a class of the whole image, with the activation map of its score."""
 
-    name: str
+    name: str  # of the class
     score: float
-    box: Box | None
-    map: NDArray[np.float32]  # of the image's size H x W, 0 to 1
+    box: Box | None  # None for a class of the whole image
+    map: NDArray[np.float32]  # H x W, the image's size; 0 to 1
 
 
 class ActivationMaps:
-    """Grad-CAM of a detector's objects or of a classifier's classes.
+    """Computes the activation maps of a detector's objects or of a classifier's classes.
 
-    Grad-CAM's map of a score is relu(sum over the channels of activation * mean gradient of the score), scaled to 0..1.
-    It is high wherever a channel is active that matters somewhere in the image, which for one object among many may be
-    beside the object; HiResCAM takes each position's own gradient instead of the mean.
+    Grad-CAM's map of a score is relu(sum over channels of activation * mean gradient of the score), scaled to 0..1. It
+    is high at all positions where a channel is active that influences the score anywhere in the image. For one object
+    among many such positions may be outside of the object; HiResCAM uses the gradient of each position instead of the
+    mean.
 
     Source: Grad-CAM, ICCV 2017 (arXiv 1610.02391), equations 1 and 2; HiResCAM (arXiv 2011.08891), equation 4; captum's
     LayerGradCam and LayerGradientXActivation.
@@ -44,13 +45,14 @@ class ActivationMaps:
     Args:
         config: The model's config.
         checkpoint: Its weights.
-        layer: The layer's dotted name; the last block of the backbone if None.
+        layer: The layer whose activations are used, by its dotted name; the last block of the backbone if None.
         method: 'gradcam' or 'hirescam'.
         device: A device of PyTorch.
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
-        ValueError: captum is missing, the weights do not fit, or the layer does not exist.
+        ValueError: The method is unknown, captum is not installed, the weights do not fit the config, or the layer does
+            not exist.
     """
 
     def __init__(
@@ -79,16 +81,16 @@ class ActivationMaps:
     def __call__(
         self, image: str | Path, top: int = 4, threshold: float = 0.3
     ) -> tuple[NDArray[np.uint8], list[Found]]:
-        """Find the best objects in an image, or a classifier's best classes, with their maps.
+        """Compute the maps of the objects, or of the classes, with the highest scores in an image.
 
         Args:
-            image: The file.
+            image: The image file.
             top: The largest number of objects.
             threshold: Objects with a lower score are left out.
 
         Returns:
-            The image that the maps lie over, H x W x 3 with channels in OpenCV's order: all of it for a detector, what
-            its pipeline leaves of it for a classifier; and what was found, the best first.
+            The image that the maps belong to, H x W x 3 with channels in OpenCV's order: the whole image for a
+            detector, the part that its pipeline crops for a classifier; and the objects, those with high scores first.
 
         Raises:
             ValueError: The file is not a readable image.
@@ -99,29 +101,24 @@ class ActivationMaps:
             shown, sample, inputs = self.network.read(image)
             scores = Scores(self.network, sample)
             with torch.no_grad():
-                best = scores(inputs)[0]
-            order = best.argsort(descending=True)[:top]
+                values = scores(inputs)[0]
+            best = [int(i) for i in values.argsort(descending=True)[:top] if values[i] >= threshold]
             method = LayerGradCam if self.method == "gradcam" else LayerGradientXActivation
             explain = method(Scores(self.network, sample, logits=True), self.layer)
+            resized = shown.shape[:2] if self.network.classifies else sample.img_shape
             found = []
-            for index in (int(i) for i in order if best[i] >= threshold):
+            for index in best:
                 with _attached_scores():
                     attribution = explain.attribute(inputs, target=index).sum(1, keepdim=True).clamp(min=0)
-                resized = shown.shape[:2] if self.network.classifies else sample.img_shape
-                found.append(
-                    Found(
-                        self.network.name(scores.labels[index]),
-                        float(best[index]),
-                        scores.boxes[index] if scores.boxes else None,
-                        _at_image_size(attribution.detach(), inputs.shape[-2:], resized, shown.shape),
-                    )
-                )
+                name, box = self.network.name(scores.labels[index]), scores.boxes[index] if scores.boxes else None
+                heat = _at_image_size(attribution.detach(), inputs.shape[-2:], resized, shown.shape)
+                found.append(Found(name, float(values[index]), box, heat))
         return shown, found
 
 
 @contextlib.contextmanager
 def _attached_scores() -> Iterator[None]:
-    """Keep the gradient graph of a dense head's scores, which MMDetection detaches before it selects among them."""
+    """A context in which a dense head's scores keep their gradients; MMDetection detaches them for selecting boxes."""
     module: Any = importlib.import_module("mmdet.models.dense_heads.base_dense_head")
     original = module.select_single_mlvl
 
@@ -146,36 +143,39 @@ def _at_image_size(
 
 
 def draw_sheet(path: str | Path, image: NDArray[np.uint8], rows: dict[str, list[Found]], top: int) -> None:
-    """Draw what several networks found in an image: one row per network, one panel per object with its map.
+    """Draw the objects that several networks found in an image: one row per network, one panel per object.
 
     Args:
         path: The image file to write, atomically.
-        image: H x W x 3 with channels in OpenCV's order.
-        rows: For each network's name what it found.
+        image: The image, H x W x 3 with channels in OpenCV's order.
+        rows: For each network its name and its objects.
         top: The number of columns.
     """
     height, width = image.shape[:2]
     size = (3.2 * top, 0.4 + len(rows) * (3.2 * height / width + 0.3))
-    plot = pyplot()
-    figure, axes = plot.subplots(len(rows), top, figsize=size, squeeze=False, constrained_layout=True)
+    figure, axes = pyplot().subplots(len(rows), top, figsize=size, squeeze=False, constrained_layout=True)
     for panels, (name, found) in zip(axes, rows.items(), strict=True):
+        panels[0].set_ylabel(name)
         for column, panel in enumerate(panels):
             panel.set_xticks([])
             panel.set_yticks([])
             panel.imshow(image[..., ::-1])
-            if column == 0:
-                panel.set_ylabel(name)
-            if column >= len(found):
+            if column < len(found):
+                _draw_object(panel, found[column])
+            else:
                 panel.set_title("nothing more" if column else "nothing found", fontsize=9)
                 panel.images[0].set_alpha(0.3)
-                continue
-            one = found[column]
-            if one.map.max() > 0:
-                panel.imshow(one.map, cmap="jet", alpha=0.45, vmin=0, vmax=1)
-            note = "" if one.map.max() > 0 else ", nothing in this layer raised it"
-            panel.set_title(f"{one.name} {one.score:.2f}{note}", fontsize=9)
-            if one.box is not None:
-                left, above, right, below = one.box
-                frame = plot.Rectangle((left, above), right - left, below - above, fill=False, color="white", lw=1.5)
-                panel.add_patch(frame)
     save_figure(figure, path)
+
+
+def _draw_object(panel: Any, found: Found) -> None:
+    """Draw an object's map and box over the image."""
+    has_map = found.map.max() > 0
+    if has_map:
+        panel.imshow(found.map, cmap="jet", alpha=0.45, vmin=0, vmax=1)
+    note = "" if has_map else ", no positive influence in this layer"
+    panel.set_title(f"{found.name} {found.score:.2f}{note}", fontsize=9)
+    if found.box is not None:
+        left, top, right, bottom = found.box
+        box = pyplot().Rectangle((left, top), right - left, bottom - top, fill=False, color="white", lw=1.5)
+        panel.add_patch(box)

@@ -1,4 +1,4 @@
-"""Time and memory of attention: all variants in one run, taking turns, as ratios to the plain network."""
+"""Time and memory of attention: all variants take turns in one run, and are compared with the plain network."""
 
 import gc
 import statistics
@@ -10,8 +10,9 @@ import torch
 from .benchmark_steps import LEVELS, PLAIN, VARIANTS, Step, copy_step, make_step
 from .memory import keep_freed_memory, peak_memory
 
-# The smallest number of passes over a tensor of x's size. Inference: x for the statistics, then x, identity and output.
-# Backward: gradient, output and x for the sums and the gradient of the identity; then that, x and the gradient of x.
+# The smallest number of times that a tensor of x's size is read or written. Inference: x for the statistics, then x,
+# identity and output. Backward: gradient, output and x for the sums and the gradient of the identity; then that
+# gradient, x and the gradient of x.
 PASSES = dict(inference=4, backward=7)
 _COPY = "copy"
 
@@ -26,28 +27,34 @@ def benchmark(
     dtype: str = "float32",
     memory: bool = True,
 ) -> dict[str, Any]:
-    """Measure forward and training step of all variants.
+    """Measure inference and training step of all variants.
 
     Args:
         level: 'operator' (the tails of the four stages' blocks), 'backbone' (ResNet-50, frozen_stages=1,
             norm_eval=True) or 'detector' (RetinaNet with it).
         shape: Height and width of the image in pixels.
         batch: The number of images.
-        variants: Of :data:`VARIANTS`; 'plain' is always measured.
-        repeats: How many turns each variant takes, after one that is not counted.
+        variants: The variants, of :data:`VARIANTS`; 'plain' is always measured.
+        repeats: The number of turns of each variant, after a first one that does not count.
         device: A device of PyTorch.
         dtype: 'float32', or 'float16' or 'bfloat16' for mixed precision.
-        memory: Whether to measure peak memory too; on a CPU each variant then runs once more, in its own process.
+        memory: Whether to measure peak memory too. On a CPU each variant then runs once more in its own process.
 
     Returns:
-        For each variant, 'inference' and 'training': minimum and median in milliseconds, quartiles, the ratios of
-        minimum and median to the plain variant's, and median and quartiles of the ratios turn by turn, which changes in
-        the machine's speed affect least; and 'memory', the peak of a training step in MiB above rest, with its ratio.
-        For the operator also 'backward', and in both directions the share of a copy's bandwidth that is reached with
-        the smallest possible number of bytes.
+        For each variant a dictionary. 'inference' and 'training', and for the operator 'backward', contain:
+
+        - 'min_ms', 'median_ms', 'quartiles_ms': times in milliseconds;
+        - 'ratio_min', 'ratio_median': the ratios of minimum and median to those of the plain variant;
+        - 'ratio_paired', 'ratio_paired_quartiles': median and quartiles of the ratios to the plain variant's time in
+          the same turn, which are affected least by changes in the machine's speed;
+        - 'share_of_copy', for the operator's 'inference' and 'backward': the achieved share of the bandwidth of a copy,
+          if the operator reads and writes the smallest possible number of bytes.
+
+        'memory' contains 'peak_mib', the peak of a training step in MiB above the memory in use before it, and its
+        'ratio' to the plain variant's.
 
     Raises:
-        ValueError: An unknown level, variant or dtype, or a number below 1.
+        ValueError: The level, a variant or the dtype is unknown, or a number is below 1.
     """
     _check_options(level, variants, repeats, batch, dtype)
     variants = [PLAIN, *(variant for variant in variants if variant != PLAIN)]
@@ -62,20 +69,26 @@ def benchmark(
         steps = {variant: make_step(level, variant, mode, shape, batch, device, dtype) for variant in variants}
         if level == "operator":
             steps[_COPY] = copy_step(shape, batch, device, getattr(torch, dtype))
-        times: dict[str, list[float]] = {variant: [] for variant in steps}
-        for turn in range(repeats + 1):
-            for variant, step in steps.items():
-                elapsed = _timed(step, device)
-                if turn:
-                    times[variant].append(elapsed)
+        times = _take_turns(steps, repeats, device)
         del steps
         gc.collect()
         for variant in variants:
             results[variant][mode] = _statistics(times[variant], times[PLAIN])
             if mode in PASSES and _COPY in times:
-                # A copy reads and writes: two passes.
+                # A copy reads and writes its tensor once each.
                 results[variant][mode]["share_of_copy"] = PASSES[mode] / 2 * min(times[_COPY]) / min(times[variant])
     return results
+
+
+def _take_turns(steps: dict[str, Step], repeats: int, device: str) -> dict[str, list[float]]:
+    """Run all steps in turn, and measure each turn except the first in milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, step in steps.items():
+            elapsed = _timed(step, device)
+            if turn:
+                times[name].append(elapsed)
+    return times
 
 
 def _statistics(own: list[float], plain: list[float]) -> dict[str, Any]:
@@ -106,11 +119,11 @@ def _check_options(level: str, variants: list[str], repeats: int, batch: int, dt
     if unknown:
         raise ValueError(f"unknown variants {', '.join(unknown)}: choose from {', '.join(VARIANTS)}")
     if repeats < 1 or batch < 1:
-        raise ValueError(f"repeats={repeats} and batch={batch} must be 1 or more")
+        raise ValueError(f"repeats={repeats} and batch={batch} must be at least 1")
 
 
 def _timed(step: Step, device: str) -> float:
-    """Run a step and return the milliseconds that it took."""
+    """Run a step and return its time in milliseconds."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the benchmark measures: steps of an operator, a backbone or a detector, in several variants."""
+"""The steps that the benchmark measures: of an operator, a backbone or a detector, in several variants."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from sa_mmdet.ops import shuffle_attention_residual
 
 LEVELS = ("operator", "backbone", "detector")
 PLAIN = "plain"
-# The variants, and the backbone that each stands for.
+# The variants and their backbones.
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: dict(type="ResNet"),
     "published": dict(type="AttentionResNet", attention=dict(type="PublishedShuffleAttention")),
@@ -37,10 +37,12 @@ Step = Callable[[], Any]
 
 @ROOT_MODELS.register_module()
 class PublishedShuffleAttention(nn.Module):
-    """Shuffle attention as its paper writes it (equations 1-4): one operator per step, one copy per rearrangement.
+    """Shuffle attention as its paper writes it: one operator per step, and a copy for each rearrangement of channels.
+
+    Source: SA-Net, ICASSP 2021 (arXiv 2102.00240), equations 1 to 4.
 
     Args:
-        in_channels: C.
+        in_channels: The number of channels C.
         groups: The number of groups of channels.
     """
 
@@ -54,7 +56,7 @@ class PublishedShuffleAttention(nn.Module):
         self.norm = nn.GroupNorm(in_channels // (2 * groups), in_channels // (2 * groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the attention, N x C x H x W in and out."""
+        """Compute the attention of x, N x C x H x W; the output has the same shape."""
         n, c, h, w = x.shape
         channel, spatial = x.reshape(n * self.groups, c // self.groups, h, w).chunk(2, dim=1)
         weights, biases = self.weights, self.biases
@@ -65,12 +67,12 @@ class PublishedShuffleAttention(nn.Module):
 
 
 def make_step(level: str, variant: str, mode: str, shape: tuple[int, int], batch: int, device: str, dtype: str) -> Step:
-    """Make what is measured: a function that runs one forward, or a forward and a backward.
+    """Make a function to measure, which runs one forward pass, one backward pass, or both.
 
     Args:
         level: 'operator', 'backbone' or 'detector'.
         variant: One of :data:`VARIANTS`.
-        mode: 'inference', 'training', or for the operator 'backward'.
+        mode: 'inference', 'training', or, for the operator only, 'backward'.
         shape: Height and width of the image in pixels.
         batch: The number of images.
         device: A device of PyTorch.
@@ -79,7 +81,7 @@ def make_step(level: str, variant: str, mode: str, shape: tuple[int, int], batch
     torch.manual_seed(0)
     autocast = functools.partial(_autocast, device, getattr(torch, dtype))
     if level == "operator":
-        return _operator_step(variant, mode, shape, batch, device, getattr(torch, dtype))
+        return _replayed(_Tails(variant, shape, batch, device, getattr(torch, dtype)).step(mode), device)
     backbone = dict(VARIANTS[variant], depth=50, frozen_stages=1, norm_eval=True)
     if level == "backbone":
         model = MODELS.build(backbone)
@@ -115,66 +117,65 @@ def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager:
     return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype=dtype)
 
 
-def _operator_step(
-    variant: str, mode: str, shape: tuple[int, int], batch: int, device: str, dtype: torch.dtype
-) -> Step:
-    """The tails of one block per stage: batch norm in evaluation mode, attention, addition, ReLU."""
-    tails: list[Any] = []
-    for size in _tail_shapes(shape, batch):
-        channels = size[1]
-        x, identity, gradient = (torch.randn(size, device=device, dtype=dtype) for _ in range(3))
-        norm = nn.BatchNorm2d(channels).eval().to(device)
-        attention: Any = (SqueezeExcitation if variant == "se" else PublishedShuffleAttention)(channels).to(device)
-        attention.sa_parameters = [torch.randn(channels // 128, device=device).requires_grad_() for _ in range(6)]
-        tails.append((x.requires_grad_(), identity.requires_grad_(), gradient, norm, attention))
+class _Tails:
+    """The ends of one block per stage: batch norm in evaluation mode, attention, addition of the identity, ReLU."""
 
-    residual: Any = shuffle_attention_residual
+    def __init__(self, variant: str, shape: tuple[int, int], batch: int, device: str, dtype: torch.dtype):
+        self.variant, self.device, self.dtype = variant, device, dtype
+        self.tails: list[Any] = []
+        for size in _tail_shapes(shape, batch):
+            channels = size[1]
+            x, identity, gradient = (torch.randn(size, device=device, dtype=dtype) for _ in range(3))
+            norm = nn.BatchNorm2d(channels).eval().to(device)
+            attention: Any = (SqueezeExcitation if variant == "se" else PublishedShuffleAttention)(channels).to(device)
+            attention.sa_parameters = [torch.randn(channels // 128, device=device).requires_grad_() for _ in range(6)]
+            self.tails.append((x.requires_grad_(), identity.requires_grad_(), gradient, norm, attention))
+        separate = variant.startswith(PLAIN) or variant in ("se", "published")
+        tail = self._separate if separate else self._fused
+        self.function: Any = torch.compile(tail) if variant.endswith("-compile") else tail
 
-    def tail(x: Tensor, identity: Tensor, norm: Any, attention: Any) -> Tensor:
-        if variant.startswith(PLAIN) or variant in ("se", "published"):
-            # As under mixed precision, where batch norm returns the dtype that it was given.
-            y = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-            if not variant.startswith(PLAIN):
-                y = attention(y).to(x.dtype)
-            return y.add_(identity).relu_()
+    def step(self, mode: str) -> Step:
+        """The function to measure for 'inference', 'training' or 'backward'."""
+        if mode == "backward":
+            outputs = [self._forward(x, identity, norm, attention) for x, identity, _, norm, attention in self.tails]
+            return functools.partial(self._backward, outputs)
+        return dict(inference=self._inference, training=self._training)[mode]
+
+    def _separate(self, x: Tensor, identity: Tensor, norm: Any, attention: Any) -> Tensor:
+        # As under mixed precision, where batch norm returns the dtype of its input.
+        y = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        if not self.variant.startswith(PLAIN):
+            y = attention(y).to(x.dtype)
+        return y.add_(identity).relu_()
+
+    def _fused(self, x: Tensor, identity: Tensor, norm: Any, attention: Any) -> Tensor:
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * scale
-        implementation = "reference" if variant.startswith("reference") else "auto"
-        return residual(x, identity, scale, shift, *attention.sa_parameters, 64, implementation=implementation)
+        implementation = "reference" if self.variant.startswith("reference") else "auto"
+        operator: Any = shuffle_attention_residual
+        return operator(x, identity, scale, shift, *attention.sa_parameters, 64, implementation=implementation)
 
-    function = torch.compile(tail) if variant.endswith("-compile") else tail
+    def _forward(self, x: Tensor, identity: Tensor, norm: Any, attention: Any) -> Tensor:
+        with _autocast(self.device, self.dtype):
+            return self.function(x, identity, norm, attention)
 
-    def forward(x: Tensor, identity: Tensor, norm: Any, attention: Any) -> Tensor:
-        with _autocast(device, dtype):
-            return function(x, identity, norm, attention)
-
-    def gradients(out: Tensor, x: Tensor, identity: Tensor, gradient: Tensor, norm: Any, keep: bool) -> None:
-        torch.autograd.grad(out, [x, identity, *norm.parameters()], gradient, retain_graph=keep)
-
-    def inference() -> None:
+    def _inference(self) -> None:
         with torch.no_grad():
-            for x, identity, _, norm, attention in tails:
-                forward(x, identity, norm, attention)
+            for x, identity, _, norm, attention in self.tails:
+                self._forward(x, identity, norm, attention)
 
-    def training() -> None:
-        for x, identity, gradient, norm, attention in tails:
-            gradients(forward(x, identity, norm, attention), x, identity, gradient, norm, False)
+    def _training(self) -> None:
+        for x, identity, gradient, norm, attention in self.tails:
+            output = self._forward(x, identity, norm, attention)
+            torch.autograd.grad(output, [x, identity, *norm.parameters()], gradient)
 
-    if mode == "inference":
-        return _replayed(inference, device)
-    if mode == "training":
-        return _replayed(training, device)
-    outputs = [forward(x, identity, norm, attention) for x, identity, _, norm, attention in tails]
-
-    def backward() -> None:
-        for out, (x, identity, gradient, norm, _) in zip(outputs, tails, strict=True):
-            gradients(out, x, identity, gradient, norm, True)
-
-    return _replayed(backward, device)
+    def _backward(self, outputs: list[Tensor]) -> None:
+        for output, (x, identity, gradient, norm, _) in zip(outputs, self.tails, strict=True):
+            torch.autograd.grad(output, [x, identity, *norm.parameters()], gradient, retain_graph=True)
 
 
 def copy_step(shape: tuple[int, int], batch: int, device: str, dtype: torch.dtype) -> Step:
-    """Make a function that copies tensors of the sizes of the blocks' tails."""
+    """Make a function that copies tensors with the sizes of the inputs of one block's end per stage."""
     pairs = [[torch.zeros(size, device=device, dtype=dtype) for _ in range(2)] for size in _tail_shapes(shape, batch)]
 
     def copy() -> None:
@@ -185,12 +186,12 @@ def copy_step(shape: tuple[int, int], batch: int, device: str, dtype: torch.dtyp
 
 
 def _replayed(step: Step, device: str) -> Step:
-    """On a GPU, the step as a CUDA graph: launching the operator's kernels takes longer than running them."""
+    """On a GPU, capture the step as a CUDA graph: launching the operator's kernels takes longer than running them."""
     if not device.startswith("cuda"):
         return step
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # kernels are compiled and libraries start outside the capture
+    with torch.cuda.stream(stream):  # kernels are compiled and libraries initialised before the capture
         for _ in range(3):
             step()
     torch.cuda.current_stream(device).wait_stream(stream)

@@ -1,9 +1,9 @@
-"""Parameters and multiply-adds of detectors and backbones, by part, as MMEngine or as the SA-Net paper counts them."""
+"""Parameters and multiply-adds of detectors and backbones, by part, by the rules of MMEngine or of the SA-Net paper."""
 
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,10 +29,11 @@ from sa_mmdet.compat.old_torch import shapes_only
 CONVENTIONS = ("mmengine", "paper")
 DETECTOR_SHAPE = (800, 1280)  # height and width in pixels, as in the paper's Table 3
 BACKBONE_SHAPE = (224, 224)  # as in its Table 2
-_PROPOSALS = 1000  # from the region proposal network; mask heads take the first 100
+_PROPOSALS = 1000  # of the region proposal network
+_MASKS = 100  # the number of proposals for which mask heads are counted
 _STRIDE = 32  # of the last stage
 
-# How many times an attention module's own pooling reads its input.
+# The number of times that an attention module's own pooling reads its input.
 _POOLED: dict[type[nn.Module], float] = {
     ShuffleAttention: 0.5,
     SqueezeExcitation: 1,
@@ -44,19 +45,19 @@ _POOLED: dict[type[nn.Module], float] = {
 
 @dataclass
 class Complexity:
-    """Numbers of parameters, and of multiply-adds for one image; the parts do not include attention."""
+    """The complexity of a model, in numbers of parameters, and of multiply-adds for one image."""
 
-    parameters: int
-    trainable: int
-    attention_parameters: int
-    backbone: int
+    parameters: int  # of the whole model
+    trainable: int  # the parameters that are trained
+    attention_parameters: int  # the parameters of all attention modules
+    backbone: int  # multiply-adds without attention, like neck and heads
     neck: int
     heads: int
-    attention: int
+    attention: int  # multiply-adds of all attention modules
 
     @property
     def total(self) -> int:
-        """The multiply-adds of all parts and of attention."""
+        """The multiply-adds of the whole model."""
         return self.backbone + self.neck + self.heads + self.attention
 
 
@@ -66,54 +67,76 @@ def analyze(cfg: dict[str, Any], shape: tuple[int, int] | None = None, conventio
     Args:
         cfg: The config of a detector or of a backbone.
         shape: Height and width of the input in pixels; if None, 800 x 1280 for a detector and 224 x 224 for a backbone.
-        convention: 'mmengine' counts as MMEngine's FlopAnalyzer does. 'paper' counts as the SA-Net paper's tables do:
-            multiply-adds of convolutions and linear layers, 2 per output of a batch norm, 1 per output of a ReLU, and 1
-            per input element of a pooling layer and of an attention module's own pooling. Deconvolutions are counted at
-            their output's resolution; two-stage detectors classify 81 classes, background included, and their SE has
-            no biases; a backbone is a classifier of 1000 classes.
+        convention: 'mmengine' counts by the rules of MMEngine's FlopAnalyzer. 'paper' counts by the rules of the
+            tables in the SA-Net paper (arXiv 2102.00240): the multiply-adds of convolutions and linear layers, 2 per
+            output element of a batch norm, 1 per output element of a ReLU, and 1 per input element of a pooling layer
+            and of an attention module's own pooling. Deconvolutions are counted at their output's resolution;
+            two-stage detectors have 81 classes, including the background, and their SE has no biases; a backbone has
+            a head for 1000 classes.
 
     Raises:
         ValueError: The convention is unknown, the shape is too small, or the model is neither a backbone nor a
-            detector whose forward is known.
+            one-stage or two-stage detector.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention={convention!r} is unknown: choose one of {', '.join(CONVENTIONS)}")
+    as_paper = convention == "paper"
     cfg = copy.deepcopy(dict(cfg))
     # Shapes are enough for the paper's rules; MMEngine's counter traces the model, which needs values.
-    with shapes_only() if convention == "paper" else nullcontext():
+    with shapes_only() if as_paper else nullcontext():
         model = MODELS.build(cfg)
     model.eval()
     detector = isinstance(model, BaseDetector)
     height, width = shape or (DETECTOR_SHAPE if detector else BACKBONE_SHAPE)
     if min(height, width) < _STRIDE:
         raise ValueError(f"shape {height} x {width} is smaller than the backbone's stride: use {_STRIDE} or more")
-    wrapped: nn.Module = _Detector(model) if detector else _Classifier(model) if convention == "paper" else _Bare(model)
-    count = _count_as_paper if convention == "paper" else _count_as_mmengine
+    wrapped: nn.Module = _Detector(model) if detector else _Classifier(model) if as_paper else _Bare(model)
+    image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
     with torch.no_grad():
-        by_module = count(wrapped, torch.zeros(1, 3, height, width, device=next(model.parameters()).device))
+        found = _by_part(wrapped, (_count_as_paper if as_paper else _count_as_mmengine)(wrapped, image))
+    return _as_paper_two_stage(found, model) if as_paper and hasattr(model, "roi_head") else found
 
-    attention = {name for name, module in wrapped.named_modules() if isinstance(module, Attention)}
+
+def _by_part(model: nn.Module, by_module: dict[str, int]) -> Complexity:
+    """Sum parameters and multiply-adds by part.
+
+    Args:
+        model: The model, with the children 'backbone' and perhaps 'neck'.
+        by_module: The multiply-adds of each module, by its name; those of its children are included.
+    """
+    attention = {name for name, module in model.named_modules() if isinstance(module, Attention)}
     in_attention = sum(by_module.get(name, 0) for name in attention)
     backbone = by_module.get("backbone", 0) - in_attention
     neck = by_module.get("neck", 0)
-    parameters, trainable = _parameters(wrapped), _parameters(wrapped, trainable=True)
-    attention_parameters = sum(_parameters(wrapped.get_submodule(name)) for name in attention)
-    heads = by_module[""] - backbone - neck - in_attention
-    if convention == "paper" and detector and hasattr(model, "roi_head"):
-        extra, extra_operations = _background_in_heads(model)
-        biases = [
-            parameter
-            for module in model.modules()
-            if isinstance(module, SqueezeExcitation)
-            for name, parameter in module.named_parameters()
-            if name.endswith("bias")
-        ]
-        without = sum(parameter.numel() for parameter in biases)
-        parameters += extra - without
-        trainable += extra - sum(parameter.numel() for parameter in biases if parameter.requires_grad)
-        attention_parameters -= without
-        heads += extra_operations
-    return Complexity(parameters, trainable, attention_parameters, backbone, neck, heads, in_attention)
+    return Complexity(
+        parameters=_parameters(model),
+        trainable=_parameters(model, trainable=True),
+        attention_parameters=sum(_parameters(model.get_submodule(name)) for name in attention),
+        backbone=backbone,
+        neck=neck,
+        heads=by_module[""] - backbone - neck - in_attention,
+        attention=in_attention,
+    )
+
+
+def _as_paper_two_stage(found: Complexity, model: nn.Module) -> Complexity:
+    """Adapt the counts of a two-stage detector to the paper's: a background class, and SE without biases."""
+    extra, operations = _background_in_heads(model)
+    biases = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, SqueezeExcitation)
+        for name, parameter in module.named_parameters()
+        if name.endswith("bias")
+    ]
+    without = sum(parameter.numel() for parameter in biases)
+    return replace(
+        found,
+        parameters=found.parameters + extra - without,
+        trainable=found.trainable + extra - sum(p.numel() for p in biases if p.requires_grad),
+        attention_parameters=found.attention_parameters - without,
+        heads=found.heads + operations,
+    )
 
 
 def _parameters(module: nn.Module, trainable: bool = False) -> int:
@@ -121,14 +144,14 @@ def _parameters(module: nn.Module, trainable: bool = False) -> int:
 
 
 def _background_in_heads(model: Any) -> tuple[int, int]:
-    """Parameters and multiply-adds that the background class adds to the heads."""
+    """The parameters and multiply-adds that the background class adds to the heads."""
     inputs = model.roi_head.bbox_head.fc_reg.in_features
     parameters, operations = 4 * (inputs + 1), 4 * inputs * _PROPOSALS
     if model.roi_head.with_mask:
         logits = model.roi_head.mask_head.conv_logits
         side = 2 * model.roi_head.mask_roi_extractor.roi_layers[0].output_size[0]
         parameters += logits.in_channels + 1
-        operations += logits.in_channels * side * side * 100
+        operations += logits.in_channels * side * side * _MASKS
     return parameters, operations
 
 
@@ -159,7 +182,7 @@ class _Classifier(_Bare):
 
 
 class _Detector(nn.Module):
-    """Runs all layers of a detector once, with a fixed number of proposals that are not counted."""
+    """Runs all layers of a detector once, with a fixed number of proposals."""
 
     def __init__(self, detector: Any):
         super().__init__()
@@ -185,7 +208,7 @@ class _Detector(nn.Module):
 
 
 def _replace_pooling(extractor: Any) -> None:
-    """Let a RoI extractor return features of the right shape: mmcv's operator cannot run without data."""
+    """Make a RoI extractor return features of the right shape without mmcv's operator, which needs real data."""
     size = extractor.roi_layers[0].output_size
     channels = extractor.out_channels
 
@@ -208,7 +231,7 @@ def _count_as_paper(model: nn.Module, image: Tensor) -> dict[str, int]:
 
         def count(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
             operations = _operations(module, inputs[0], output)
-            while True:  # the module's own count, and those of all modules around it
+            while True:  # add to the module's count, and to those of all its parents
                 counts[name] = counts.get(name, 0) + operations
                 if not name:
                     break
@@ -223,12 +246,12 @@ def _count_as_paper(model: nn.Module, image: Tensor) -> dict[str, int]:
 
 
 def _operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
-    """The paper's count for one layer."""
+    """Count a layer by the paper's rules."""
     if isinstance(module, _ConvTransposeNd):
         kernel = module.weight.numel() // (module.in_channels * module.out_channels // module.groups)
         return output.numel() * kernel * module.in_channels // module.groups
     if isinstance(module, nn.Conv1d):
-        return 0  # ECA's convolution, which its cells in Table 2 do not include
+        return 0  # ECA's convolution, which the paper's Table 2 does not count
     if isinstance(module, _ConvNd):
         return output.numel() * module.weight[0].numel()
     if isinstance(module, nn.Linear):

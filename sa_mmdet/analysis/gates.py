@@ -1,4 +1,4 @@
-"""The gates of shuffle attention on an image, and what the network finds with a single group of channels."""
+"""The gates of shuffle attention on an image, and the network's scores with a single group of channels."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ Floats = NDArray[np.floating]
 
 @dataclass
 class Gates:
-    """The gates of one layer on one image: G groups, K channels per branch."""
+    """The gates of one layer on one image, 0 to 1: G groups with K channels in each of their two branches."""
 
     layer: str
     channel: Floats  # G x K
@@ -28,10 +28,10 @@ class Gates:
 
 
 def attention_layers(model: nn.Module) -> dict[str, ShuffleAttention]:
-    """Find a model's shuffle attention, by its dotted names.
+    """Find the layers of shuffle attention in a model, by their dotted names.
 
     Raises:
-        ValueError: The model has none.
+        ValueError: The model has no shuffle attention.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, ShuffleAttention)}
     if not layers:
@@ -40,11 +40,14 @@ def attention_layers(model: nn.Module) -> dict[str, ShuffleAttention]:
 
 
 def gates_of(network: Network, image: Tensor) -> list[Gates]:
-    """Compute the gates of all layers.
+    """Compute the gates of all layers of shuffle attention.
 
     Args:
         network: A model with shuffle attention.
         image: The model's input, 1 x 3 x H x W.
+
+    Raises:
+        ValueError: The model has no shuffle attention.
     """
     found: dict[str, Gates] = {}
 
@@ -56,7 +59,7 @@ def gates_of(network: Network, image: Tensor) -> list[Gates]:
         return hook
 
     layers = attention_layers(network.model)
-    # A block with hooks on its attention does not fuse it, and calls the module.
+    # A block whose attention has hooks does not use the fused operator but calls the module, and with it the hooks.
     handles = [module.register_forward_pre_hook(keep(name)) for name, module in layers.items()]
     try:
         with torch.no_grad(), network.in_scope():
@@ -75,9 +78,9 @@ def group_scores(
     shuffled: bool,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[str, float, list[float]]:
-    """Score an image's best object with all but one group of channels of a layer set to zero, for each group.
+    """For each group of a layer, score an image's best object with all other groups of channels set to zero.
 
-    The channels are those of the attention's output; the residual addition after it stays.
+    The channels are those of the attention's output; the residual addition after it is not changed.
 
     Source: the analysis of groups in SA-Net, ICASSP 2021 (arXiv 2102.00240), section 4.3.
 
@@ -86,12 +89,13 @@ def group_scores(
         sample: The image's data sample.
         image: The model's input, 1 x 3 x H x W.
         layer: The attention's dotted name.
-        shuffled: Whether the groups are counted after the shuffle, or before it.
-        progress: Called once per group.
+        shuffled: Whether groups are numbered after the shuffle, or before it.
+        progress: Is called once per group.
 
     Returns:
-        The class of the best object with all groups, its score, and for each group alone the score of that class; with
-        a detector, at that place (intersection over union of at least 0.5; 0 if nothing is found there).
+        The class of the object with the highest score with all groups, that score, and for each group alone the score
+        of that class. With a detector only boxes with an intersection over union of at least 0.5 count; the score is 0
+        if there is none.
 
     Raises:
         ValueError: The layer does not exist, or the detector finds nothing in the image.
@@ -118,16 +122,16 @@ def group_scores(
 
 @contextmanager
 def only_group(module: ShuffleAttention, group: int, shuffled: bool) -> Iterator[None]:
-    """A context in which a module's output keeps a single group of channels; the others are zero.
+    """A context in which all channels of a module's output are zero, except for one group.
 
     Args:
         module: The attention.
-        group: The group's number.
-        shuffled: Whether the groups are counted after the shuffle, or before it.
+        group: The group's number, from 0.
+        shuffled: Whether groups are numbered after the shuffle, or before it.
     """
     width = module.in_channels // module.groups
     inside = torch.arange(module.in_channels) // width == group
-    if not shuffled and module.shuffle:  # output channels 2c and 2c + 1 come from c and c + C/2
+    if not shuffled and module.shuffle:  # output channels 2c and 2c + 1 are input channels c and c + C/2
         inside = inside.reshape(2, -1).t().flatten()
     mask = inside.float().reshape(1, -1, 1, 1)
 
@@ -144,7 +148,8 @@ def only_group(module: ShuffleAttention, group: int, shuffled: bool) -> Iterator
 def _score_of(masked: Tensor, scores: Scores, label: int, box: Box | None) -> float:
     if box is None:
         return float(masked[label])
-    places = torch.tensor(scores.boxes).reshape(-1, 4)
-    here = bbox_overlaps(torch.tensor([box]), places)[0] >= 0.5
-    right = torch.tensor([other == label for other in scores.labels], dtype=torch.bool)
-    return float(masked.cpu()[here & right].max()) if (here & right).any() else 0.0
+    boxes = torch.tensor(scores.boxes).reshape(-1, 4)
+    overlaps = bbox_overlaps(torch.tensor([box]), boxes)[0] >= 0.5
+    same_class = torch.tensor([other == label for other in scores.labels], dtype=torch.bool)
+    matches = overlaps & same_class
+    return float(masked.cpu()[matches].max()) if matches.any() else 0.0

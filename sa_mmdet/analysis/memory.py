@@ -13,10 +13,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory, as the allocators that servers use do.
+    """Make glibc keep freed memory, as the allocators that servers use do.
 
-    By default it returns large blocks to the kernel and requests them again page by page, depending on where the blocks
-    happen to be: up to 100 ms of a training step of 900 ms, in any variant.
+    By default it returns large blocks to the kernel and requests them again page by page, depending on their addresses.
+    This takes up to 100 ms of a training step of 900 ms, at random in any variant.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory(level: str, variant: str, shape: tuple[int, int], batch: int, device: str, dtype: str) -> float:
-    """Measure the peak memory of a training step, in bytes above what is held before it.
+    """Measure the peak memory of a training step, in bytes above the memory in use before it.
 
     Args:
         level: 'operator', 'backbone' or 'detector'.
@@ -43,13 +43,13 @@ def peak_memory(level: str, variant: str, shape: tuple[int, int], batch: int, de
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return torch.cuda.max_memory_allocated(device) - rest
-    # In a process of its own: memory that another variant has freed would hide what this one takes.
+    # In a new process, since memory that another variant has freed would not count.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_resident_memory, (level, variant, shape, batch, dtype))
 
 
 def _resident_memory(level: str, variant: str, shape: tuple[int, int], batch: int, dtype: str) -> float:
-    import sa_mmdet  # noqa: F401  (registers, in the new process)
+    import sa_mmdet  # noqa: F401  (registers the models in the new process)
 
     step = make_step(level, variant, "training", shape, batch, "cpu", dtype)
     rest = _status("VmRSS")
@@ -59,7 +59,7 @@ def _resident_memory(level: str, variant: str, shape: tuple[int, int], batch: in
 
 
 def _status(name: str) -> int:
-    """A number of bytes from Linux's status of this process."""
+    """A field of Linux's status of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith(f"{name}:")]
     return 1024 * int(line.split()[1])

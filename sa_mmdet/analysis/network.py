@@ -1,5 +1,6 @@
-"""A trained detector or classifier to analyse: its weights, its preprocessing, its scores as a function."""
+"""A trained detector or classifier for analysis: with its preprocessing, and its scores as a function of the input."""
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,11 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of
 
 
 def output_names(images: Sequence[str | Path]) -> list[str]:
-    """Name the output for each image: by its file, together with its folder where several files have one name."""
+    """Choose a unique name for the output of each image: the file's name, with its folder where names are equal.
+
+    Args:
+        images: The image files.
+    """
     paths = [Path(image) for image in images]
     taken = Counter(path.stem for path in paths)
     names = [path.stem if taken[path.stem] == 1 else f"{path.resolve().parent.name}_{path.stem}" for path in paths]
@@ -67,26 +72,26 @@ class Network:
         return self.classes[label] if label < len(self.classes) else str(label)
 
     def layer(self, name: str) -> nn.Module:
-        """Find a layer by its dotted name.
+        """Find a layer by its dotted name, such as 'backbone.layer3.5'.
 
         Raises:
             ValueError: The layer does not exist.
         """
         layers = dict(self.model.named_modules())
         if name not in layers:
-            near = [other for other in layers if other.startswith(name.rpartition(".")[0])][:8]
-            raise ValueError(f"there is no layer {name!r}; near it are {', '.join(near)}")
+            similar = difflib.get_close_matches(name, layers, n=8, cutoff=0)
+            raise ValueError(f"there is no layer {name!r}; similar names are {', '.join(similar)}")
         return layers[name]
 
     def read(self, image: str | Path) -> tuple[NDArray[np.uint8], Any, Tensor]:
-        """Read an image.
+        """Read an image and prepare it with the model's own test pipeline.
 
         Args:
-            image: The file.
+            image: The image file.
 
         Returns:
-            The image to show, H x W x 3 with channels in OpenCV's order; its data sample; and the model's input. A
-            classifier's pipeline crops: then what it leaves is to show.
+            The image to show, H x W x 3 with channels in OpenCV's order (for a classifier, the part that its pipeline
+            crops); its data sample; and the model's input, 1 x 3 x H' x W'.
 
         Raises:
             ValueError: The file is not a readable image.
@@ -97,7 +102,7 @@ class Network:
                 raise ValueError("OpenCV cannot read it")
             with self.in_scope():
                 data = self.pipeline(dict(img_path=str(image), img_id=0))
-        except Exception as error:  # a broken file makes the decoders raise anything
+        except Exception as error:  # decoders may raise any exception on a broken file
             raise ValueError(f"{image}: is not a readable image: {one_line(error)}") from error
         if self.classifies:
             shown = np.ascontiguousarray(data["inputs"].permute(1, 2, 0).numpy())
@@ -107,13 +112,12 @@ class Network:
 
 
 class Scores(nn.Module):
-    """A network's scores, 1 x S, as a function of its input; keeps the classes and boxes that they belong to.
+    """A network's S scores, 1 x S, as a function of its input. Keeps the classes and boxes of the last call.
 
     Args:
         network: The model.
         sample: The image's data sample.
-        logits: Whether a classifier returns logits instead of probabilities: the gradient of a probability near 1
-            vanishes.
+        logits: Whether a classifier returns logits instead of probabilities, whose gradient vanishes near 1.
     """
 
     def __init__(self, network: Network, sample: Any, logits: bool = False):
@@ -136,7 +140,7 @@ class Scores(nn.Module):
 
 
 def _classes(cfg: Config, loaded: Any) -> list[str]:
-    """The classes' names: from the checkpoint, else from the config's data set, else COCO's."""
+    """The names of the classes: those in the checkpoint, else those of the config's data set, else COCO's."""
     meta = loaded.get("meta", {}) if isinstance(loaded, dict) else {}
     dataset = cfg.get("test_dataloader", {}).get("dataset", {})
     for known in (meta.get("dataset_meta"), dataset.get("metainfo")):

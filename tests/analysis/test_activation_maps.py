@@ -126,7 +126,7 @@ def test_bad_requests_are_named(networks: dict[str, tuple[Path, Path]], tool: To
         ((*networks["mask"], tmp_path), "has no images in it"),
         (
             (*networks["mask"], photo, "--layer", "backbone.layer9"),
-            "no layer 'backbone.layer9'; near it are",
+            "no layer 'backbone.layer9'; similar names are",
         ),
         ((networks["mask"][0], networks["retina"][1], photo), "does not fit"),
         ((networks["mask"][0], photo, photo), "is not a file of weights"),

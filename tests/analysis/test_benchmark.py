@@ -57,7 +57,7 @@ def test_the_tool_writes_json_and_a_plot(tool: Tool, tmp_path: Path, monkeypatch
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_target_is_judged(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_target_is_checked(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sa_mmdet.analysis.benchmark.peak_memory", lambda *arguments: 1.0)
     status, printed, _ = tool("misc/check_targets.py", "--device", "cpu", "--shape", 64, 64, "--repeats", 1)
     verdicts = [line.split()[0] for line in printed.splitlines() if "target <=" in line]
@@ -71,7 +71,7 @@ def test_every_target_is_judged(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> 
         (dict(level="layer"), "level='layer' is unknown: choose one of operator, backbone, detector"),
         (dict(variants=["quick"]), "unknown variants quick: choose from plain, published"),
         (dict(dtype="int8"), "dtype='int8' is unknown"),
-        (dict(repeats=0), "repeats=0 and batch=1 must be 1 or more"),
+        (dict(repeats=0), "repeats=0 and batch=1 must be at least 1"),
     ],
     ids=str,
 )

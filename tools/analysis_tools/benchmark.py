@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sa_mmdet.analysis.benchmark import benchmark
-from sa_mmdet.analysis.benchmark_plot import plot_ratios
+from sa_mmdet.analysis.benchmark_plots import plot_ratios
 from sa_mmdet.analysis.benchmark_steps import LEVELS, PLAIN, VARIANTS
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.tool_options import add_device

@@ -13,7 +13,7 @@ from typing import Any
 from mmdet.utils import register_all_modules
 from tqdm import tqdm
 
-from sa_mmdet.analysis.gate_figures import (
+from sa_mmdet.analysis.gate_plots import (
     plot_channel_gates,
     plot_groups,
     plot_spatial_gates,

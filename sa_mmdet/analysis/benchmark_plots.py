@@ -1,4 +1,4 @@
-"""A plot of what the benchmark measured."""
+"""A plot of the benchmark's measurements."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ _RATIOS = {"inference": "ratio_min", "training": "ratio_min", "memory": "ratio"}
 
 
 def plot_ratios(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the ratios to the plain network by the number of pixels in a batch, one panel per quantity.
+    """Plot the ratios to the plain network by the number of pixels in a batch, one panel per quantity.
 
     Args:
         path: The image file, written atomically.
-        runs: The benchmark's 'results' for each 'shape' and 'batch'.
+        runs: One entry per size of the input, with 'shape', 'batch', and the benchmark's 'results'.
     """
     measured = [mode for mode in _RATIOS if mode in runs[0]["results"][PLAIN]]
     size = (4 * len(measured), 4)

@@ -13,7 +13,7 @@ from sa_mmdet.plotting import pyplot, save_figure
 
 from .gates import Gates
 
-_MAPS = 3  # how many groups' maps are shown
+_MAPS = 3  # the number of groups whose maps are shown
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -23,7 +23,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) 
 
 
 def write_statistics(path: Path, found: Sequence[Gates]) -> None:
-    """Write mean, minimum, maximum and standard deviation of each group's gates as CSV."""
+    """Write the mean, minimum, maximum and standard deviation of each group's gates as CSV, one row per group."""
     rows: list[list[Any]] = []
     for gates in found:
         for branch, values in (("channel", gates.channel), ("spatial", gates.spatial)):
@@ -34,7 +34,7 @@ def write_statistics(path: Path, found: Sequence[Gates]) -> None:
 
 
 def plot_channel_gates(path: Path, found: Sequence[Gates]) -> None:
-    """Draw the mean of each group's channel gates: one row per block, one column per group."""
+    """Plot the mean of each group's channel gates as a colour map: one row per block, one column per group."""
     groups = max(len(gates.channel) for gates in found)
     table = np.full((len(found), groups), np.nan)
     for row, gates in zip(table, found, strict=True):
@@ -48,12 +48,12 @@ def plot_channel_gates(path: Path, found: Sequence[Gates]) -> None:
 
 
 def plot_spatial_gates(path: Path, found: Sequence[Gates], image: NDArray[np.uint8]) -> None:
-    """Draw the spatial gates of each stage's last block: the mean map, and those of the groups that vary most.
+    """Plot the spatial gates of each stage's last block: the mean over all groups, and the groups that vary most.
 
     Args:
         path: The image file to write.
         found: The gates of all blocks.
-        image: The image to show beside them, H x W x 3 with channels in OpenCV's order.
+        image: The image, which is shown beside them, H x W x 3 with channels in OpenCV's order.
     """
     last = {gates.layer.removeprefix("backbone.").split(".")[0]: gates for gates in found}
     size = (3 * (_MAPS + 2), 2.6 * len(last))
@@ -74,18 +74,18 @@ def plot_spatial_gates(path: Path, found: Sequence[Gates], image: NDArray[np.uin
 
 
 def plot_groups(path: Path, layer: str, name: str, whole: float, scores: Mapping[str, Sequence[float]]) -> None:
-    """Draw what the best object scores with each group alone.
+    """Plot the score of the best object with each group alone.
 
     Args:
         path: The image file to write.
         layer: The attention's name.
         name: The object's class.
         whole: Its score with all groups.
-        scores: For each way of counting the groups, the score with each group alone.
+        scores: For each way of numbering the groups, such as 'before the shuffle', the score with each group alone.
     """
     figure, panel = pyplot().subplots(figsize=(10, 4), constrained_layout=True)
     for where, values in scores.items():
-        panel.plot(values, marker=".", label=f"one group alone, counted {where}")
+        panel.plot(values, marker=".", label=f"one group alone, numbered {where}")
     panel.axhline(whole, color="grey", label="all groups")
     panel.set_xlabel(f"group of {layer}")
     panel.set_ylabel(f"score of {name}")
