@@ -1,12 +1,12 @@
 """Stand-ins for mmcv's compiled operators where mmcv was installed without them (mmcv-lite, MMCV_WITH_OPS=0).
 
-The folder ``extension`` holds what mmcv then loads as its extension, ``mmcv._ext``. It is found by one of two ways:
+mmcv then loads the folder ``extension`` as its extension, ``mmcv._ext``. Python finds it in one of two ways:
 
 * :func:`stand_in`, called when sa_mmdet is imported, for programs that import sa_mmdet before mmdet;
 * a small file in mmcv's own folder, for programs that import mmdet first, such as ``mim train mmdet``:
   ``python -m sa_mmdet.compat.mmcv_operators install`` writes it, ``... remove`` deletes it.
 
-Either way an extension that exists wins, also one that does not import: its error is what the user has to see.
+In both ways an existing compiled extension has priority, even if it cannot be imported: the user must see its error.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "extension"
 
 
 class _Finder(MetaPathFinder):
-    """Finds the stand-ins as mmcv's extension. Python asks it last, once nothing else has found one."""
+    """Finds the stand-ins as mmcv's extension. Python asks it last, if no other finder has found one."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -35,11 +35,15 @@ class _Finder(MetaPathFinder):
 
 
 def compiled(folder: Path) -> list[Path]:
-    """The compiled extensions in mmcv's folder, also those for another Python, which this one does not find."""
+    """List the compiled extensions in mmcv's folder, including those for other versions of Python.
+
+    Args:
+        folder: mmcv's folder.
+    """
     return sorted(path for path in folder.glob("_ext.*") if path.suffix in (".so", ".pyd"))
 
 
 def stand_in() -> None:
-    """Let the stand-ins be found as ``mmcv._ext`` if and only if there is no such module; load nothing."""
+    """Make Python find the stand-ins as ``mmcv._ext`` if there is no such module. They are not loaded yet."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

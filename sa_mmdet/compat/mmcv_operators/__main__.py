@@ -1,9 +1,14 @@
-"""Writes or deletes the file by which mmcv finds the stand-ins for its operators also where mmdet is imported first."""
+"""A command that makes mmcv use the stand-ins for its operators also in programs that import mmdet first.
+
+It writes a file to mmcv's folder, or deletes it.
+"""
 
 import argparse
 import importlib.util
 import sys
 from pathlib import Path
+
+from sa_mmdet.atomic_write import atomic_write_text
 
 from . import compiled
 
@@ -27,39 +32,41 @@ def main() -> None:
 
 
 def install(folder: Path) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file atomically.
+
+    Args:
+        folder: mmcv's folder.
+    """
     if compiled(folder):
         sys.exit(f"mmcv has compiled operators, {compiled(folder)[0]}: there is nothing to stand in for")
-    _replace(folder / TARGET, LOADER.read_text())
+    atomic_write_text(folder / TARGET, LOADER.read_text())
     _record(folder, listed=True)
     print(f"Wrote {folder / TARGET}: torchvision's operators stand in for mmcv's.")
 
 
 def remove(folder: Path) -> None:
-    """Delete the file; leave any other of its name."""
+    """Delete the file, if this command has written it.
+
+    Args:
+        folder: mmcv's folder.
+    """
     path = folder / TARGET
     if not path.exists():
         sys.exit(f"there is no {path}")
     if "sa_mmdet" not in path.read_text():
-        sys.exit(f"{path} was not written by this command: it is left alone")
+        sys.exit(f"{path} was not written by this command: it is not deleted")
     path.unlink()
     _record(folder, listed=False)
     print(f"Deleted {path}.")
 
 
 def _record(folder: Path, listed: bool) -> None:
-    """List the file among those that pip deletes when it uninstalls mmcv, or no longer."""
+    """Add the file to the list of those that pip deletes when it uninstalls mmcv, or remove it from the list."""
     entry = f"mmcv/{TARGET},,"
     for record in folder.parent.glob("*mmcv*.dist-info/RECORD"):
         lines = [line for line in record.read_text().splitlines() if line != entry]
         if any(line.startswith("mmcv/__init__.py,") for line in lines):
-            _replace(record, "\n".join([*lines, *([entry] if listed else [])]) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.new")
-    aside.write_text(text)
-    aside.replace(path)
+            atomic_write_text(record, "\n".join([*lines, *([entry] if listed else [])]) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Lets torchvision's operators stand in for mmcv's compiled ones, which are not installed.
+"""Makes torchvision's operators stand in for mmcv's compiled ones, which are not installed.
 
 This is a copy in mmcv's folder of a file of sa_mmdet. `python -m sa_mmdet.compat.mmcv_operators install` writes it and
-`... remove` deletes it. Compiled operators win over it once they are installed.
+`... remove` deletes it. Compiled operators have priority over it.
 """
 
 import importlib.util
 import sys
 from pathlib import Path
 
-# The package is found, not imported: it imports MMDetection, which is importing this file.
+# The package must not be imported here: it imports MMDetection, which is importing this file.
 package = importlib.util.find_spec("sa_mmdet")
 if package is None or not package.submodule_search_locations:
     raise ModuleNotFoundError(

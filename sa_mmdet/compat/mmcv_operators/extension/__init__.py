@@ -1,9 +1,9 @@
-"""What mmcv loads as its compiled extension, ``mmcv._ext``, where it was installed without one.
+"""Replaces mmcv's compiled extension, ``mmcv._ext``, where mmcv was installed without one.
 
-The functions have the names and arguments of the compiled ones and write their results where those do. They rest on
-torchvision's operators where these compute the same, and on PyTorch alone where they do not.
+The functions have the names and arguments of the compiled ones, and write their results to the same arguments. They
+use torchvision's operators where these compute the same, and otherwise only PyTorch.
 
-This folder must not import the rest of sa_mmdet: mmcv loads it, before MMDetection can be imported.
+This folder must not import the rest of sa_mmdet: mmcv loads it before MMDetection can be imported.
 """
 
 import warnings
@@ -51,7 +51,7 @@ __all__ = [
 
 
 def get_compiler_version() -> str:
-    """What mmcv's collect_env prints as "MMCV Compiler", so that bug reports tell of the stand-ins."""
+    """What mmcv's collect_env prints as "MMCV Compiler", so that bug reports mention the stand-ins."""
     return f"none, torchvision {torchvision.__version__} stands in for the compiled operators"
 
 
@@ -61,7 +61,7 @@ def get_compiling_cuda_version() -> str:
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    """A function that refuses its call: mmcv looks all its operators up on import, and calls few of them."""
+    """Give a function that raises an error when it is called: on import mmcv only looks up all of its operators."""
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return partial(refuse, f"its operator {name}")

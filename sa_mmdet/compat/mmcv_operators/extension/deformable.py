@@ -10,17 +10,17 @@ from torch import Tensor
 def deform_conv_forward(
     input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, **options: int
 ) -> None:
-    """Convolution that samples each tap of the kernel at an offset.
+    """Compute a convolution that samples the input for each element (tap) of its kernel at an offset.
 
     Args:
         input: (batch, channels, height, width).
         weight: (out channels, channels / groups, kernel height, kernel width).
         offset: (batch, deformable groups * taps * 2, height of the output, width of the output), y before x.
-        output: Which is written.
-        columns: Unused, mmcv's buffer.
-        ones: Unused, mmcv's buffer.
-        options: mmcv's stride (dH, dW), padding (padH, padW) and dilation (dilationH, dilationW). The groups follow
-            from the shapes; what mmcv computes at once (im2col_step) does not change the result.
+        output: (batch, out channels, height of the output, width of the output); the result is written to it.
+        columns: Not used; a buffer of mmcv.
+        ones: Not used; a buffer of mmcv.
+        options: mmcv's stride (dH, dW), padding (padH, padW) and dilation (dilationH, dilationW). The shapes determine
+            the groups; im2col_step, the number of images that mmcv processes at once, does not change the result.
     """
     output.copy_(_convolve(input, weight, offset, **_geometry(options)))
 
@@ -35,7 +35,7 @@ def deform_conv_backward_input(
     columns: Tensor,
     **options: int,
 ) -> None:
-    """The gradients of input and offset, written to grad_input and grad_offset."""
+    """Compute the gradients of input and offset, and write them to grad_input and grad_offset."""
     geometry = _geometry(options)
     gradients = _gradients(grad_output, dict(input=input, offset=offset), dict(weight=weight), geometry)
     grad_input.copy_(gradients["input"])
@@ -52,8 +52,8 @@ def deform_conv_backward_parameters(
     scale: float,
     **options: int,
 ) -> None:
-    """The gradient of the weight, added scale times to grad_weight."""
-    weight = torch.zeros_like(grad_weight)  # in which the convolution is linear
+    """Compute the gradient of the weight, and add it, multiplied by scale, to grad_weight."""
+    weight = torch.zeros_like(grad_weight)  # any values: the convolution is linear in the weight
     gradients = _gradients(grad_output, dict(weight=weight), dict(input=input, offset=offset), _geometry(options))
     grad_weight.add_(gradients["weight"], alpha=scale)
 
@@ -70,19 +70,19 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **options: int,
 ) -> None:
-    """As :func:`deform_conv_forward`, each sample multiplied by a mask, and with a bias.
+    """Like :func:`deform_conv_forward`, with each sample multiplied by a mask, and with a bias.
 
     Args:
         input: (batch, channels, height, width).
         weight: (out channels, channels / groups, kernel height, kernel width).
-        bias: (out channels,), ignored without with_bias.
-        ones: Unused, mmcv's buffer.
+        bias: (out channels,); ignored unless with_bias is set.
+        ones: Not used; a buffer of mmcv.
         offset: (batch, deformable groups * taps * 2, height of the output, width of the output), y before x.
         mask: (batch, deformable groups * taps, height of the output, width of the output).
-        output: Which is written.
-        columns: Unused, mmcv's buffer.
-        with_bias: Add the bias.
-        options: mmcv's stride_h, stride_w, pad_h, pad_w, dilation_h and dilation_w. The groups follow from the shapes.
+        output: (batch, out channels, height of the output, width of the output); the result is written to it.
+        columns: Not used; a buffer of mmcv.
+        with_bias: Whether to add the bias.
+        options: mmcv's stride_h, stride_w, pad_h, pad_w, dilation_h and dilation_w. The shapes determine the groups.
     """
     biases = dict(bias=bias) if with_bias else {}
     output.copy_(_convolve(input, weight, offset, mask=mask, **biases, **_geometry(options)))
@@ -105,7 +105,7 @@ def modulated_deform_conv_backward(
     with_bias: bool,
     **options: int,
 ) -> None:
-    """The gradients of :func:`modulated_deform_conv_forward`'s inputs, written to the five grad_ tensors."""
+    """Compute the gradients of :func:`modulated_deform_conv_forward`, and write them to the five grad_ tensors."""
     inputs = dict(input=input, weight=weight, offset=offset, mask=mask) | (dict(bias=bias) if with_bias else {})
     written = dict(input=grad_input, weight=grad_weight, offset=grad_offset, mask=grad_mask, bias=grad_bias)
     for name, gradient in _gradients(grad_output, inputs, {}, _geometry(options)).items():
@@ -113,7 +113,7 @@ def modulated_deform_conv_backward(
 
 
 def _geometry(options: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """torchvision's names for the arguments of mmcv's first or second version."""
+    """Give the arguments of mmcv's first or second version torchvision's names."""
     modulated = "stride_h" in options
     names = dict(
         stride=("stride_h", "stride_w") if modulated else ("dH", "dW"),
@@ -128,15 +128,15 @@ def _convolve(input: Tensor, weight: Tensor, offset: Tensor, **options: Any) -> 
 
 
 def _gradients(
-    grad_output: Tensor, wanted: dict[str, Tensor], given: dict[str, Tensor], geometry: dict[str, Any]
+    grad_output: Tensor, differentiated: dict[str, Tensor], constant: dict[str, Tensor], geometry: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """The gradients of the wanted inputs by their names."""
-    leaves = {name: value.detach().requires_grad_() for name, value in wanted.items()}
+    """The gradients of some of the inputs, by their names; the other inputs are constant."""
+    leaves = {name: value.detach().requires_grad_() for name, value in differentiated.items()}
     with torch.enable_grad():
-        output = _convolve(**leaves, **given, **geometry)
+        output = _convolve(**leaves, **constant, **geometry)
     gradients = dict(zip(leaves, torch.autograd.grad(output, list(leaves.values()), grad_output), strict=True))
     if "offset" in gradients:
-        inputs = {**wanted, **given}
+        inputs = {**differentiated, **constant}
         inside = _samples_inside(inputs["offset"], inputs["input"].shape[2:], inputs["weight"].shape[2:], **geometry)
         gradients["offset"] = gradients["offset"] * inside
     return gradients
@@ -150,17 +150,18 @@ def _samples_inside(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Where offsets have a gradient in mmcv: at samples less than a pixel outside the input.
+    """A mask of the offsets that have a gradient in mmcv: those of samples less than one pixel outside of the input.
 
-    torchvision gives them one a whole pixel outside, too, where all samples of the padding lie while offsets are 0.
+    In torchvision samples exactly one pixel outside have a gradient too; if all offsets are 0, the samples in a padding
+    of one pixel are there.
     """
     batch, _, *out = offset.shape
     taps = torch.meshgrid(*(torch.arange(length, device=offset.device) for length in kernel), indexing="ij")
     shifts = offset.detach().view(batch, -1, kernel.numel(), 2, *out)
     inside = torch.ones_like(shifts[:, :, :, 0], dtype=torch.bool)
     for axis in (0, 1):
-        along = torch.arange(out[axis], device=offset.device) * stride[axis] - padding[axis]
-        base = taps[axis].reshape(-1, 1, 1) * dilation[axis] + (along[:, None] if axis == 0 else along)
-        position = base + shifts[:, :, :, axis]
+        corners = torch.arange(out[axis], device=offset.device) * stride[axis] - padding[axis]
+        regular = taps[axis].reshape(-1, 1, 1) * dilation[axis] + (corners[:, None] if axis == 0 else corners)
+        position = regular + shifts[:, :, :, axis]
         inside &= (position > -1) & (position < size[axis])
     return inside.unsqueeze(3).expand_as(shifts).reshape(offset.shape)

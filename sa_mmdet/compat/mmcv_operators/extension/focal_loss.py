@@ -1,8 +1,7 @@
 """Sigmoid focal loss (Lin et al., 2017), as mmcv's kernels compute it.
 
-torchvision's is another function of large logits: mmcv takes the logarithm of the probability, which in single
-precision is 0 or 1 beyond a logit of 17, and limits it; torchvision computes with the logit. So this is arithmetic of
-PyTorch alone.
+torchvision's loss differs for large logits: mmcv takes the logarithm of the probability, which in single precision is
+0 or 1 beyond a logit of 17, and clamps it; torchvision computes with the logit. Therefore this uses only PyTorch.
 """
 
 import torch
@@ -13,16 +12,16 @@ from torch.nn.functional import pad
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """The loss of each logit.
+    """Compute the loss of each logit.
 
     Args:
         input: (n, classes), logits.
-        target: (n,), classes; any other number is the background.
-        weight: (classes,) or empty. A row's loss is multiplied by its class's weight, the background's by 1 (mmcv
-            reads beyond the weights' end there).
-        output: (n, classes), which is written.
-        gamma: Exponent by which easy examples count less.
-        alpha: Weight of the positive ones; the negative ones have 1 - alpha.
+        target: (n,), the index of each row's class; any other number is the background.
+        weight: (classes,) or empty. A row's loss is multiplied by its class's weight; the background's weight is 1
+            (mmcv reads beyond the end of the weights there).
+        output: (n, classes); the result is written to it.
+        gamma: The exponent that reduces the loss of easy examples.
+        alpha: The weight of positive examples; negative examples have the weight 1 - alpha.
     """
     p, q, log_p, log_q = _probabilities(input)
     positive = -alpha * q.pow(gamma) * log_p
@@ -33,7 +32,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """The derivative of each logit's loss, written to grad_input."""
+    """Compute the derivative of each logit's loss, and write it to grad_input."""
     p, q, log_p, log_q = _probabilities(input)
     positive = -alpha * q.pow(gamma) * (q - gamma * p * log_p)
     negative = -(1 - alpha) * p.pow(gamma) * (gamma * q * log_q - p)
@@ -41,7 +40,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The probability and its complement, and the logarithms of both; half precision is computed in single."""
+    """The probability, its complement, and the logarithms of both; half precision is computed in single precision."""
     p = 1 / (1 + torch.exp(-(logits if logits.dtype == torch.double else logits.float())))
     q = 1 - p
     tiny = torch.finfo(torch.float32).tiny

@@ -1,4 +1,4 @@
-"""The error of what has no stand-in."""
+"""The error of operators without a stand-in."""
 
 from importlib.metadata import packages_distributions
 from typing import Any, NoReturn
@@ -7,10 +7,10 @@ from mmcv import __version__
 
 
 def refuse(what: str, *arguments: Any, **options: Any) -> NoReturn:
-    """Refuse a call, whatever its arguments.
+    """Raise an error that names the operator, and how to install mmcv with its operators.
 
     Args:
-        what: The operator, as the end of "mmcv is installed without compiled operators, and ... has no stand-in".
+        what: The operator, for the message "mmcv is installed without compiled operators, and ... has no stand-in".
         arguments: Ignored.
         options: Ignored.
 

@@ -1,4 +1,4 @@
-"""Non-maximum suppression, in single precision as mmcv's."""
+"""Non-maximum suppression (NMS), in single precision like mmcv's."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,21 +12,21 @@ Array = NDArray[np.float32]
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """The boxes that overlap no better one by more than the threshold.
+    """Find the boxes that do not overlap a kept box with a higher score by more than the threshold.
 
     Args:
         boxes: (n, 4), corners x1, y1, x2, y2.
         scores: (n,).
-        iou_threshold: Largest intersection over union that is kept.
-        offset: Added to each width and height, 0 or 1.
+        iou_threshold: The largest intersection over union of two kept boxes.
+        offset: Is added to each width and height, 0 or 1.
 
     Returns:
-        Indices of the kept boxes, best first.
+        The indices of the kept boxes, in descending order of their scores.
     """
-    # Sorted by mmcv's own call: torchvision's orders equal scores otherwise.
+    # Sorted by the same call as in mmcv: torchvision's NMS orders equal scores in another way.
     order = scores.sort(0, descending=True)[1]
     boxes = boxes.float()[order]
-    if offset:  # which torchvision does not have
+    if offset:  # torchvision has no such option
         best = [first for first, _ in _clusters(boxes, lambda overlap: overlap > np.float32(iou_threshold), offset)]
         return order[torch.tensor(best, dtype=torch.long, device=order.device)]
     descending = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
@@ -35,14 +35,14 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Each kept box, and after it those that it suppresses: overlaps of at least the threshold.
+    """Find the boxes that NMS keeps, and for each of them those that it suppresses.
 
     Args:
-        dets: (n, 5), corners and score.
-        iou_threshold: Smallest intersection over union that is suppressed.
+        dets: (n, 5), corners x1, y1, x2, y2 and score.
+        iou_threshold: The smallest intersection over union at which a box is suppressed.
 
     Returns:
-        Indices of the boxes, by clusters, best first.
+        For each kept box its index, followed by the indices of the boxes that it suppresses.
     """
     order = dets[:, 4].sort(0, descending=True)[1]
     clusters = _clusters(dets[order, :4], lambda overlap: overlap >= np.float32(iou_threshold))
@@ -52,16 +52,16 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
 def _clusters(
     boxes: Tensor, suppressed: Callable[[Array], NDArray[np.bool_]], offset: int = 0
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """The kept ones of the sorted boxes, each with those that it suppresses."""
+    """For sorted boxes, give the index of each kept box and the indices of the boxes that it suppresses."""
     corners = boxes.detach().float().cpu().numpy()
     areas = _areas(corners, offset)
-    left = np.arange(len(corners))
-    while len(left):
-        first, others = left[0], left[1:]
+    remaining = np.arange(len(corners))
+    while len(remaining):
+        first, others = remaining[0], remaining[1:]
         overlap = _overlaps(corners[first], areas[first], corners[others], areas[others], offset)
         hit = suppressed(overlap)
         yield int(first), others[hit]
-        left = others[~hit]
+        remaining = others[~hit]
 
 
 def _areas(corners: Array, offset: int) -> Array:
@@ -69,7 +69,7 @@ def _areas(corners: Array, offset: int) -> Array:
 
 
 def _overlaps(box: Array, area: Array, corners: Array, areas: Array, offset: int) -> Array:
-    """Intersection over union of a box with others, each step rounded as mmcv's."""
+    """The intersection over union of a box with others; each step is rounded as in mmcv."""
     width = np.minimum(box[2], corners[:, 2]) - np.maximum(box[0], corners[:, 0]) + offset
     height = np.minimum(box[3], corners[:, 3]) - np.maximum(box[1], corners[:, 1]) + offset
     intersection = np.maximum(width, 0) * np.maximum(height, 0)
@@ -87,20 +87,20 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft NMS: a box's score decays by its overlaps with better ones (Bodla et al., 2017).
+    """Soft NMS (Bodla et al., 2017): a box's score decreases with its overlaps with boxes of higher scores.
 
     Args:
-        boxes: (n, 4), corners, on the CPU.
+        boxes: (n, 4), corners x1, y1, x2, y2, on the CPU.
         scores: (n,).
-        dets: (n, 5), which the kept boxes and their decayed scores are written to, best first.
-        iou_threshold: Overlap from which on scores decay, but for the Gaussian method.
-        sigma: Width of the Gaussian.
-        min_score: Boxes are dropped below it.
-        method: 0 sets scores to 0, 1 decays linearly, 2 by a Gaussian.
-        offset: Added to each width and height, 0 or 1.
+        dets: (n, 5); the kept boxes and their new scores are written to it, in descending order of the scores.
+        iou_threshold: The smallest overlap at which scores decrease; the Gaussian method has no threshold.
+        sigma: The width of the Gaussian.
+        min_score: Boxes with a lower new score are dropped.
+        method: How scores decrease: 0 to zero, 1 linearly, 2 by a Gaussian.
+        offset: Is added to each width and height, 0 or 1.
 
     Returns:
-        Indices of the kept boxes, in the order of dets.
+        The indices of the kept boxes, in the order of dets.
     """
     corners = boxes.detach().float().numpy().copy()
     current = scores.detach().float().numpy().copy()
@@ -122,20 +122,20 @@ def softnms(
 
 
 def _first_largest(scores: Array) -> int:
-    """As mmcv's search, in which nothing is larger than NaN and NaN is larger than nothing."""
+    """The index of the first largest score. As in mmcv's search, comparisons with NaN are false."""
     return 0 if np.isnan(scores[0]) else int(np.nanargmax(scores))
 
 
 def _decay(overlap: Array, threshold: np.float32, sigma: np.float32, method: int) -> Array:
     if method == 2:
-        # By way of double precision the exponential is rounded as C's, numpy's own in single precision is not.
+        # In double precision and then rounded, as in C; numpy's exponential in single precision is rounded differently.
         return np.exp((-(overlap * overlap) / sigma).astype(np.float64)).astype(np.float32)
     decayed = np.float32(0) if method == 0 else 1 - overlap
     return np.where(overlap >= threshold, decayed, np.float32(1))
 
 
 def _survivors(dropped: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Positions of those kept, in mmcv's order, on which equal scores depend: the last one fills the first gap."""
+    """The positions of the kept boxes in mmcv's order, which matters for equal scores: the last box fills a gap."""
     count = int(np.count_nonzero(~dropped))
     order = np.arange(count)
     order[dropped[:count]] = (count + np.flatnonzero(~dropped[count:]))[::-1]
