@@ -123,7 +123,7 @@ def test_bad_requests_are_named(networks: dict[str, tuple[Path, Path]], tool: To
     photo = networks["photo"][0]
     for arguments, message in (
         ((*networks["mask"], tmp_path / "none.png"), "none.png: no such file"),
-        ((*networks["mask"], tmp_path), "has no images in it"),
+        ((*networks["mask"], tmp_path), "contains no images (.jpg, "),
         (
             (*networks["mask"], photo, "--layer", "backbone.layer9"),
             "no layer 'backbone.layer9'; similar names are",

@@ -93,7 +93,7 @@ def test_what_cannot_be_compared_is_named(runs: Runs, tool: Tool, tmp_path: Path
     assert "the configs are tested on different annotations" in errors
     status, _, errors = tool(TOOL, COMPARED[0], COMPARED[0], "--work-dir", tmp_path / "work")
     assert status == 2
-    assert "given twice" in errors
+    assert "duplicate config or seed" in errors
     assert runs.calls == []
 
 

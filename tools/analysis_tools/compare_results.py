@@ -1,6 +1,7 @@
-"""Compare COCO result files on the same images, with paired-bootstrap intervals of the differences to the first.
+"""Compare COCO result files on the same images: the differences to the first one, with paired-bootstrap intervals.
 
-test.py writes such files with --cfg-options test_evaluator.outfile_prefix=PREFIX: PREFIX.bbox.json, PREFIX.segm.json.
+test.py writes result files PREFIX.bbox.json and PREFIX.segm.json with --cfg-options
+test_evaluator.outfile_prefix=PREFIX.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     if len(names) != len(arguments.results):
         parser.error(f"{len(names)} names for {len(arguments.results)} files: give one name per file")
     if arguments.resamples < 1 or not 0 < arguments.level < 1:
-        parser.error(f"--resamples {arguments.resamples} must be 1 or more, --level {arguments.level} between 0 and 1")
+        parser.error(f"--resamples {arguments.resamples} must be at least 1, --level {arguments.level} between 0 and 1")
     return arguments, names
 
 

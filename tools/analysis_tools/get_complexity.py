@@ -44,7 +44,9 @@ def write(rows: list[dict[str, Any]], style: str) -> None:
         print("config".ljust(width), *(column.rjust(11) for column in COLUMNS[1:]))
         for values in rows:
             print(values["config"].ljust(width), *(f"{values[column]:11.4f}" for column in COLUMNS[1:]))
-        print("\nparams in millions; multiply-adds for one image in billions; the parts do not include attention")
+        print(
+            "\nparameters (_m) in millions, multiply-adds (_g) for one image in billions, the parts without attention"
+        )
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Write one static HTML page about a set of trainings: metrics beside the paper's, curves, significance, images.
+"""Write a report on several trainings as one HTML page: metrics beside the paper's, curves, significance, and images.
 
-The others are compared with the first work directory's variant. Significance and images need results.bbox.json in the
-work directories, which run_comparison leaves there.
+The variant of the first work directory is the one that the others are compared with. Significance and images need
+results.bbox.json in the work directories, which run_comparison.py writes.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Train several configs with several seeds, and compare what they reach; the others are compared with the first config.
+"""Train several configs with several seeds each, and compare their metrics with those of the first config.
 
-Each run has the folder WORK_DIR/<config>/seed<n>. Called again, the command continues where it was stopped: finished
-runs are not repeated, an interrupted one resumes at its last checkpoint. WORK_DIR/comparison.json holds all metrics.
+The work directory of a run is WORK_DIR/<config>/seed<n>. The same command continues where it was stopped: finished runs
+are not repeated, an interrupted one resumes at its last checkpoint. All metrics are written to
+WORK_DIR/comparison.json.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
 def common_annotations(configs: list[str]) -> str:
     found = {str(Config.fromfile(config).test_evaluator.ann_file) for config in configs}
     if len(found) > 1:
-        raise ValueError(f"the configs are tested on different annotations: {', '.join(sorted(found))}")
+        raise ValueError(f"the configs are tested on different annotations ({', '.join(sorted(found))}): use one file")
     return found.pop()
 
 
@@ -65,7 +66,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     arguments = parser.parse_args()
     names = [Path(config).stem for config in arguments.configs]
     if len(set(names)) < len(names) or len(set(arguments.seeds)) < len(arguments.seeds):
-        parser.error("a config or a seed is given twice")
+        parser.error("there is a duplicate config or seed: give each once; two configs may not have the same file name")
     return arguments, names
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     folders = {name: [arguments.work_dir / name / f"seed{seed}" for seed in arguments.seeds] for name in names}
     try:
         annotations = common_annotations(arguments.configs)
-        # Seed by seed, so that a stop leaves complete comparisons.
+        # All configs with the first seed, then with the next: if stopped, the finished seeds can be compared.
         for number, seed in enumerate(arguments.seeds):
             for config, name in zip(arguments.configs, names, strict=True):
                 if not train_and_test(config, seed, folders[name][number], arguments.cfg_options):

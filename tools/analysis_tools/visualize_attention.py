@@ -1,8 +1,8 @@
-"""Show what the gates of shuffle attention do on images, as plots and as CSV.
+"""Plot the gates of shuffle attention on images, and write them as CSV.
 
-For each image: IMAGE_channel.png (the channel gates by block and group), IMAGE_spatial.png (the spatial gates of each
-stage's last block as maps), IMAGE_gates.csv, and with --groups IMAGE_groups.{png,csv}: what the best object scores when
-a layer lets a single group through, with the groups counted before and after the shuffle.
+For each image: IMAGE_channel.png (the channel gates by block and group), IMAGE_spatial.png (maps of the spatial gates
+of each stage's last block), IMAGE_gates.csv (statistics of all gates), and with --groups IMAGE_groups.{png,csv} (the
+score of the best object if a layer's output keeps a single group, numbered before and after the shuffle).
 """
 
 import argparse

@@ -1,8 +1,6 @@
-"""Show by Grad-CAM where detectors or classifiers looked for each object, one sheet per image.
+"""Draw the Grad-CAM map of each object that detectors or classifiers find: one sheet per image, one row per network.
 
-    visualize_cam.py CONFIG CHECKPOINT IMAGE... --variant SE CONFIG CHECKPOINT --variant SA CONFIG CHECKPOINT
-
-draws one row per network. An IMAGE may be a folder.
+visualize_cam.py CONFIG CHECKPOINT IMAGE... --variant SE CONFIG CHECKPOINT --variant SA CONFIG CHECKPOINT
 """
 
 import argparse
@@ -27,7 +25,7 @@ def image_files(paths: list[str]) -> list[Path]:
             raise ValueError(f"{path}: no such file")
         inside = [child for child in path.rglob("*") if child.suffix.lower() in SUFFIXES] if path.is_dir() else [path]
         if not inside:
-            raise ValueError(f"{path}: has no images in it")
+            raise ValueError(f"{path}: contains no images ({', '.join(SUFFIXES)})")
         found += sorted(inside)
     return found
 
@@ -58,7 +56,7 @@ def parse() -> argparse.Namespace:
     add_device(parser)
     arguments = parser.parse_args()
     if arguments.top < 1:
-        parser.error(f"--top {arguments.top} must be 1 or more")
+        parser.error(f"--top {arguments.top} must be at least 1")
     return arguments
 
 

@@ -1,7 +1,7 @@
-"""Export a detector's backbone and neck to ONNX, with dynamic batch, height and width.
+"""Export a detector's backbone and neck to ONNX, with dynamic batch size, height and width.
 
-The shuffles and batch norms of an SAResNet are folded into its convolutions. --check compares the file's outputs in
-ONNX Runtime with PyTorch's.
+The shuffles and batch norms of an SAResNet are folded into its convolutions. --check compares the outputs of ONNX
+Runtime with those of PyTorch.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 
 def images(cfg: Config, paths: list[str]) -> Iterator[Tensor]:
-    """Image files as the detector's own preprocessor prepares them."""
+    """Read image files and prepare them with the detector's own preprocessor."""
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
         preprocess: Any = MODELS.build(cfg.model.data_preprocessor)
     for path in paths:

@@ -1,6 +1,7 @@
-"""Measure the cost of shuffle attention against this project's targets, and say whether each is met."""
+"""Measure the time and memory of shuffle attention, and compare them with this project's targets."""
 
 import argparse
+import itertools
 import sys
 from typing import Any, NamedTuple
 
@@ -11,16 +12,25 @@ from sa_mmdet.tool_options import add_device
 
 
 class Target(NamedTuple):
-    """A limit on a measurement of the fused variant."""
+    """A limit on one of the benchmark's measurements of the fused variant."""
 
     level: str
     mode: str
     quantity: str
     limit: float
-    at_least: bool = False  # or at most
+    at_least: bool = False  # whether the limit is a minimum, or a maximum
+
+    def met_by(self, value: float) -> bool:
+        """Whether a measured value is within the limit."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def line(self, value: float) -> str:
+        """Describe a measured value and whether it is within the limit."""
+        verdict, sign = "met   " if self.met_by(value) else "MISSED", ">=" if self.at_least else "<="
+        return f"   {verdict} {self.mode} {self.quantity} {value:.3f} (target {sign} {self.limit})"
 
 
-# What is measured, and the limits. The ratios are to the plain ResNet-50 in the same run.
+# The ratios are to the plain ResNet-50 in the same run.
 CPU = [
     Target("backbone", "inference", "ratio_paired", 1.10),
     Target("backbone", "training", "ratio_paired", 1.08),
@@ -38,10 +48,10 @@ CUDA = [
 
 
 def measure(level: str, shape: tuple[int, int], batch: int, repeats: int, device: str, dtype: str) -> dict[str, Any]:
-    """The fused variant's measurements, by mode."""
-    # On a GPU, what torch.compile reaches is worth comparing with.
-    rivals = ["plain-compile", "reference-compile"] if device.startswith("cuda") else []
-    results = benchmark(level, shape, batch, ["published", "fused", *rivals], repeats, device, dtype)
+    """Run the benchmark and return the fused variant's measurements by mode, with its speed to the published one."""
+    # On a GPU the variants that torch.compile compiles are printed for comparison.
+    compiled = ["plain-compile", "reference-compile"] if device.startswith("cuda") else []
+    results = benchmark(level, shape, batch, ["published", "fused", *compiled], repeats, device, dtype)
     for variant, found in results.items():
         ratios = {mode: round(measured["ratio_paired"], 3) for mode, measured in found.items() if mode != "memory"}
         print("  ", variant, ratios)
@@ -67,23 +77,17 @@ def main() -> None:
     gpu = arguments.device.startswith("cuda")
     targets = CUDA if gpu else CPU
     shape = tuple(arguments.shape or ((800, 1333) if gpu else (480, 640)))
+    dtypes, batches = (("float32", "float16"), (2, 8)) if gpu else (("float32",), (1,))
+    levels = dict.fromkeys(target.level for target in targets)
     missed = 0
-    for dtype in ("float32", "float16") if gpu else ("float32",):
-        for batch in (2, 8) if gpu else (1,):
-            for level in dict.fromkeys(target.level for target in targets):
-                print(f"{level}, {shape[0]} x {shape[1]}, batch {batch}, {dtype}", flush=True)
-                found = measure(level, shape, batch, arguments.repeats, arguments.device, dtype)
-                for target in targets:
-                    if target.level == level:
-                        value = found[target.mode][target.quantity]
-                        met = value >= target.limit if target.at_least else value <= target.limit
-                        missed += not met
-                        sign = ">=" if target.at_least else "<="
-                        print(
-                            f"   {'met   ' if met else 'MISSED'} {target.mode} {target.quantity} {value:.3f}"
-                            f" (target {sign} {target.limit})",
-                            flush=True,
-                        )
+    for dtype, batch, level in itertools.product(dtypes, batches, levels):
+        print(f"{level}, {shape[0]} x {shape[1]}, batch {batch}, {dtype}", flush=True)
+        found = measure(level, shape, batch, arguments.repeats, arguments.device, dtype)
+        for target in targets:
+            if target.level == level:
+                value = found[target.mode][target.quantity]
+                missed += not target.met_by(value)
+                print(target.line(value), flush=True)
     print(f"{missed} targets missed" if missed else "all targets met")
     sys.exit(1 if missed else 0)
 

@@ -33,11 +33,11 @@ def find_row(rows: list[dict[str, str]], **keys: str) -> dict[str, str]:
 
 
 def table(folder: Path) -> str:
-    """One line per config with the paper's results, and one with ours where the metafile has some."""
+    """One line per config with the paper's results, and one with ours if the metafile has any."""
     metafile = load(folder / "metafile.yml")
     detector = metafile["Collections"][0]["Name"].removesuffix(" with attention")
     boxes, masks = paper_rows("table3_coco_detection.csv"), paper_rows("table4_coco_instance_segmentation.csv")
-    # The kind of metric, its task in a metafile, the paper's rows.
+    # For each kind of metric its task in a metafile, and the paper's rows.
     kinds = [("box", "Object Detection", boxes)]
     if folder.name == "mask_rcnn":
         kinds.append(("mask", "Instance Segmentation", masks))
@@ -60,13 +60,13 @@ def table(folder: Path) -> str:
 
 
 def classification_table(folder: Path) -> str:
-    """As :func:`table`, for the paper's Tables 2 and 1."""
+    """Like :func:`table`, for the classifiers of the paper's Tables 1 and 2."""
     ablations, methods = paper_rows("table1_ablation_imagenet.csv"), paper_rows("table2_imagenet.csv")
     header = ["config", "attention", "results", "Param. (M)", "GFLOPs", "top-1", "top-5"]
     lines = [header, ["---"] * len(header)]
     for model in load(folder / "metafile.yml")["Models"]:
         match = re.fullmatch(r"(?:([a-z]+)-)?r(\d+)(?:-([a-z-]+))?_8xb32_in1k", model["Name"])
-        if match is None:  # an example with other data
+        if match is None:  # an example for other data
             continue
         variant, depth, ablation = match.groups(default="")
         if ablation:
@@ -83,14 +83,15 @@ def classification_table(folder: Path) -> str:
 
 
 def updated(folder: Path) -> str:
-    """The README of a config folder with a new table."""
+    """The text of a config folder's README, with a new table."""
     before, _, rest = (folder / "README.md").read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    made = classification_table(folder) if folder.name == "imagenet" else table(folder)
-    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+    new = classification_table(folder) if folder.name == "imagenet" else table(folder)
+    return f"{before}{BEGIN}\n{new}\n{END}{after}"
 
 
 def folders() -> list[Path]:
+    """The config folders whose README has a table."""
     return sorted(path.parent for path in CONFIGS.glob("*/README.md") if BEGIN in path.read_text())
 
 

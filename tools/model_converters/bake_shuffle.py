@@ -1,6 +1,6 @@
 """Fold batch norms and channel shuffles of a detector's SAResNet into its convolutions, for inference.
 
-Writes the weights and, beside them, the config that uses them (TARGET with the suffix .py).
+Writes the weights, and a config that uses them to the same path with the suffix .py.
 """
 
 import argparse
@@ -26,7 +26,8 @@ def main() -> None:
         cfg, state, difference = bake_detector(Config.fromfile(arguments.config), arguments.checkpoint)
         if not difference <= TOLERANCE:
             sys.exit(
-                f"bake_shuffle: the baked backbone differs by {difference:.1e}, more than {TOLERANCE}: not written"
+                f"bake_shuffle: the folded backbone's outputs differ by {difference:.1e}, more than {TOLERANCE}: "
+                "nothing was written"
             )
         write(arguments.target, state, dict(cfg=cfg.pretty_text, baked=True))
         config = arguments.target.with_suffix(".py")
@@ -34,7 +35,7 @@ def main() -> None:
             cfg.dump(temporary)
     except (OSError, ValueError) as error:
         sys.exit(f"bake_shuffle: {error}")
-    print(f"largest difference of an output, relative to the largest: {difference:.1e}")
+    print(f"largest difference of an output, relative to the largest output: {difference:.1e}")
     print(f"{arguments.target} and {config}")
 
 

@@ -1,7 +1,7 @@
 """Convert released weights of a ResNet with or without attention for MMDetection's configs.
 
-Takes the files of the authors of SA-Net, SE (both), ECA, SGE, CBAM and BAM and of torchvision, timm, MMPretrain and
-MMDetection, as .pth, .pth.tar and .safetensors. Loads nothing but tensors.
+Reads the files of the authors of SA-Net, SE (both implementations), ECA, SGE, CBAM and BAM, and those of torchvision,
+timm, MMPretrain and MMDetection, as .pth, .pth.tar and .safetensors. Loads only tensors, and runs no code of a file.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from sa_mmdet.checkpoints import ATTENTIONS, Converted, convert, digest, write
 
 
 def report(converted: Converted, target: str) -> None:
-    """Print which key becomes which, similar blocks on one line; the unused keys; and the config to use."""
+    """Print the old and new names (similar blocks on one line), the unused keys, and the backbone's config."""
 
     def pattern(key: str) -> str:
         return re.sub(

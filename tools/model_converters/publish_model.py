@@ -1,7 +1,7 @@
-"""Reduce a checkpoint to its weights, with a header (config, classes, versions, metrics) and a hash in the name.
+"""Reduce a checkpoint to its weights and a header (config, classes, versions, metrics), and add a hash to its name.
 
-The file loads wherever a checkpoint does: init_cfg, mim test, DetInferencer. --part backbone --naming released restores
-the names that the attention modules' authors use.
+The file can be used like any checkpoint: in init_cfg, mim test, DetInferencer. --part backbone --naming released
+restores the names that the attention modules' authors use.
 """
 
 import argparse
