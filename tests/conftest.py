@@ -1,4 +1,4 @@
-"""Data for the tests: made here, or real data sets that environment variables name."""
+"""Data for the tests, made here or from real data sets that environment variables name; and how they run tools."""
 
 import os
 import runpy
@@ -19,25 +19,25 @@ def _seed() -> None:
 
 def _root(variable: str) -> Path:
     if not os.environ.get(variable):
-        pytest.skip(f"{variable} does not name the data set")
+        pytest.skip(f"the environment variable {variable} does not name the data set's folder")
     return Path(os.environ[variable]).resolve()
 
 
 @pytest.fixture(scope="session")
 def coco128() -> Path:
-    """Holds train2017/ and annotations/instances_train2017.json."""
+    """The folder of 128 images of COCO: train2017/ and annotations/instances_train2017.json."""
     return _root("COCO128_ROOT")
 
 
 @pytest.fixture(scope="session")
 def bccd() -> Path:
-    """Holds images/ and annotations/instances_{train,val,test}.json."""
+    """The folder of BCCD's images of blood cells: images/ and annotations/instances_{train,val,test}.json."""
     return _root("BCCD_ROOT")
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's data set, small."""
+    """The demo's data set with a few images."""
     root = tmp_path_factory.mktemp("data") / "shapes"
     make_shapes(root, dict(train=16, val=4))
     return root
@@ -45,9 +45,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Runs a tool in this process, without new imports.
+    """A function that runs a tool in this process, which saves the time of importing everything again.
 
-    Takes its path below tools/ and its arguments; returns the exit status, standard output and standard error.
+    It takes the tool's path in tools/ and its arguments, and returns exit status, standard output and standard error.
     """
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
@@ -59,7 +59,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         except SystemExit as stop:
             status = stop.code
         captured = capsys.readouterr()
-        if isinstance(status, str):  # which Python prints, and exits with 1
+        if isinstance(status, str):  # Python would print this and exit with status 1
             return 1, captured.out, f"{captured.err}{status}\n"
         return int(str(status or 0)), captured.out, captured.err
 

@@ -87,7 +87,7 @@ def test_the_map_is_the_gradient_times_the_activation(method: str, networks: dic
 
 
 @pytest.mark.parametrize("option", ["--variant", "--arm"])  # the second is its former name
-def test_the_tool_draws_all_variants(
+def test_the_tool_draws_one_row_per_variant(
     option: str, networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path
 ) -> None:
     folder = tmp_path / "images"
@@ -105,7 +105,7 @@ def test_the_tool_draws_all_variants(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
 
 
-def test_a_classifiers_sure_class_still_has_a_gradient() -> None:
+def test_a_class_with_a_probability_near_1_has_a_gradient() -> None:
     model: Any = SimpleNamespace(head=lambda x: x, extract_feat=lambda x: 100 * x)
     network: Any = SimpleNamespace(model=model, classifies=True)
     x = torch.tensor([[5.0, 1.0]], requires_grad=True)
@@ -114,12 +114,12 @@ def test_a_classifiers_sure_class_still_has_a_gradient() -> None:
         assert gradient[0, 0] == expected
 
 
-def test_images_of_one_name_have_sheets_of_their_own() -> None:
+def test_images_with_the_same_name_have_separate_sheets() -> None:
     names = output_names(["a/1.png", "b/1.png", "b/2.png", "c/b/2.png", "c/3.jpg"])
     assert names == ["a_1", "b_1", "2_b_2", "3_b_2", "3"]
 
 
-def test_bad_requests_are_named(networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path) -> None:
+def test_invalid_requests_are_refused(networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path) -> None:
     photo = networks["photo"][0]
     for arguments, message in (
         ((*networks["mask"], tmp_path / "none.png"), "none.png: no such file"),

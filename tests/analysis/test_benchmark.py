@@ -40,7 +40,7 @@ def test_the_published_variant_is_shuffle_attention() -> None:
 
 def test_the_memory_of_a_training_step_is_that_of_its_tensors() -> None:
     peak = benchmark("operator", (256, 256), 1, [], repeats=1)["plain"]["memory"]["peak_mib"]
-    # The four tails' inputs have 15/8 of 4 MiB; a step holds some further tensors of their size, not a hundred.
+    # The inputs of the four blocks' ends take 15/8 of 4 MiB; a step needs a few more tensors of their size, not 50.
     assert 4 < peak < 400
 
 
@@ -75,6 +75,6 @@ def test_every_target_is_checked(tool: Tool, monkeypatch: pytest.MonkeyPatch) ->
     ],
     ids=str,
 )
-def test_bad_options_are_refused(options: dict, message: str) -> None:
+def test_invalid_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         benchmark(**{"level": "operator", "shape": (64, 64), "batch": 1, "variants": [], "repeats": 1, **options})

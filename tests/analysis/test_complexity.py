@@ -19,8 +19,9 @@ ATTENTION: dict[str, Any] = {
     "SA-Net": dict(type="ShuffleAttention"),
 }
 ECA_KERNELS = {50: (3, 5, 5, 7), 101: (3, 3, 5, 7)}
-# Cells that the definitions do not give, and what they give. 56.64 stands where the rows around it say 56.74; 25.557 is
-# 25.55774 cut off, or the paper's abstract's 300 parameters more than ResNet-50, where its definition adds 708.
+# The values of two cells by the modules' definitions, where the paper has others. It has 56.64 where 56.74 agrees with
+# the rows around it; and 25.557, which is 25.55774 without rounding, or 300 parameters more than ResNet-50 as in the
+# paper's abstract, while the definition adds 708.
 NOT_REPRODUCED = {
     ("RetinaNet", "ResNet-101", "SA"): "56.74",
     ("SA-Net", "ResNet-50"): "25.558",
@@ -61,20 +62,20 @@ def test_every_cell_of_table_3(row: dict[str, str]) -> None:
     ("name", "giga"),
     [("faster_rcnn/faster-rcnn_r50", 206.81), ("retinanet/retinanet_r50", 238.99), ("mask_rcnn/mask-rcnn_r50", 259.79)],
 )
-def test_mmengines_counter_gives_what_it_gives_on_a_real_forward(name: str, giga: float) -> None:
+def test_mmengines_counts_are_those_of_a_real_forward(name: str, giga: float) -> None:
     found = analyze(Config.fromfile(CONFIGS / f"{name}_fpn_1x_coco.py").model)
     assert found.total / 1e9 == pytest.approx(giga, abs=0.005)
     assert found.attention == found.attention_parameters == 0
 
 
-def test_parts_add_up_and_attention_stands_apart() -> None:
+def test_parts_add_up_and_attention_is_counted_separately() -> None:
     cfg = dict(type="SAResNet", depth=50)
     plain, attentive = (analyze(c) for c in (dict(type="ResNet", depth=50), cfg))
     assert attentive.attention_parameters == attentive.parameters - plain.parameters == 708
     assert attentive.backbone == plain.backbone
     assert attentive.attention > 0
     assert attentive.neck == attentive.heads == 0
-    # Twice the width: twice the work, but for pooling and what does not depend on it.
+    # Twice the width needs twice the multiply-adds.
     assert analyze(cfg, (224, 448)).backbone == 2 * attentive.backbone
 
 
@@ -90,7 +91,7 @@ def test_the_tool_prints_tables_csv_and_json(tool: Tool, tmp_path: Path) -> None
     assert "0.0007" in tool(TOOL, backbone)[1]
 
 
-def test_bad_input_is_one_sentence(tool: Tool, tmp_path: Path) -> None:
+def test_invalid_input_is_refused_in_one_line(tool: Tool, tmp_path: Path) -> None:
     empty = tmp_path / "empty.py"
     empty.write_text("")
     good = CONFIGS / "retinanet" / "retinanet_sa-r50_fpn_1x_coco.py"
@@ -107,7 +108,7 @@ def test_bad_input_is_one_sentence(tool: Tool, tmp_path: Path) -> None:
         analyze(dict(type="ResNet", depth=18), convention="flops")
 
 
-def test_analysis_leaves_the_config_alone() -> None:
+def test_analysis_does_not_change_the_config() -> None:
     cfg = dict(type="SAResNet", depth=50, init_cfg=dict(type="Pretrained", checkpoint="absent.pth"))
     before = json.dumps(cfg)
     analyze(cfg)

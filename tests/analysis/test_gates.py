@@ -1,4 +1,4 @@
-"""The gates are those that the output shows, and a group alone is a group alone."""
+"""The gates are those that the output was multiplied by, and a single group has the output of its channels only."""
 
 import csv
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_the_gates_are_what_the_output_was_multiplied_by(shuffle: bool) -> None:
     torch.testing.assert_close(module(x), expected)
 
 
-def test_all_layers_are_looked_at_and_left_as_they_were(made: tuple[Path, Path]) -> None:
+def test_the_gates_of_all_layers_are_found_and_the_model_is_not_changed(made: tuple[Path, Path]) -> None:
     network = Network(DEMO, made[0])
     _, _, image = network.read(made[1])
     before = network.model.backbone(image)
@@ -59,7 +59,7 @@ def test_all_layers_are_looked_at_and_left_as_they_were(made: tuple[Path, Path])
 
 
 @pytest.mark.parametrize("shuffled", [True, False])
-def test_the_groups_alone_make_up_the_whole(shuffled: bool) -> None:
+def test_the_single_groups_add_up_to_the_output(shuffled: bool) -> None:
     module = ShuffleAttention(32, groups=4)
     x = torch.randn(1, 32, 5, 6)
     parts = []
@@ -67,13 +67,13 @@ def test_the_groups_alone_make_up_the_whole(shuffled: bool) -> None:
         with only_group(module, group, shuffled):
             parts.append(module(x))
     torch.testing.assert_close(sum(parts), module(x))
-    if not shuffled:  # group 1 before the shuffle is what the module gives of its channels alone
+    if not shuffled:  # group 1 before the shuffle is the module's output for the channels of this group
         alone = torch.zeros_like(x)
         alone[:, 8:16] = x[:, 8:16]
         torch.testing.assert_close(parts[1], module(alone))
 
 
-def test_scores_of_groups_are_the_masked_networks(made: tuple[Path, Path]) -> None:
+def test_scores_of_single_groups_are_those_of_the_masked_network(made: tuple[Path, Path]) -> None:
     network = Network(DEMO, made[0])
     _, sample, image = network.read(made[1])
     layer = "backbone.layer4.1.sa"
@@ -86,7 +86,7 @@ def test_scores_of_groups_are_the_masked_networks(made: tuple[Path, Path]) -> No
     assert len(set(alone)) > 1
     scores = Scores(network, sample)
     with torch.no_grad():
-        assert float(scores(image).max()) == pytest.approx(whole)  # no mask is left
+        assert float(scores(image).max()) == pytest.approx(whole)  # the mask was removed
 
 
 def test_the_tool_writes_plots_and_tables(made: tuple[Path, Path], tool: Tool, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_tool_writes_plots_and_tables(made: tuple[Path, Path], tool: Tool, t
         assert len(list(csv.DictReader(file))) == 2 * 16
 
 
-def test_bad_requests_are_named(made: tuple[Path, Path], tool: Tool, tmp_path: Path) -> None:
+def test_invalid_requests_are_refused(made: tuple[Path, Path], tool: Tool, tmp_path: Path) -> None:
     name = "analysis_tools/visualize_attention.py"
     status, _, errors = tool(name, DEMO, *made, "--layer", "backbone.layer1.0")
     assert status == 1

@@ -1,3 +1,5 @@
+"""Every config builds, and the metafiles and tables of results agree with the configs."""
+
 import re
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ def test_config_builds(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CLASSIFIERS, ids=lambda path: path.stem)
-def test_classifier_builds_and_learns_in_every_parameter(
+def test_classifier_builds_and_every_parameter_has_a_gradient(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mmpretrain", reason="MMPretrain, or torchvision beneath it, is not installed")
@@ -58,7 +60,7 @@ def _labels(classes: int) -> list[Any]:
     return [DataSample().set_gt_label(i % classes) for i in range(2)]
 
 
-def test_coco_configs_change_the_backbone_alone() -> None:
+def test_coco_configs_change_only_the_backbone() -> None:
     for path in COCO:
         plain = re.sub("_[a-z]+-r", "_r", path.name)
         base = Config._get_cfg_path(f"mmdet::{path.parent.name}/{plain}", str(path))[0]
@@ -69,13 +71,13 @@ def test_coco_configs_change_the_backbone_alone() -> None:
 
 
 def _without_scope(value: Any) -> Any:
-    """Without the marks that MMEngine leaves on what comes from another package's config."""
+    """A config without the key '_scope_', which MMEngine adds to what another package's config defines."""
     if isinstance(value, dict):
         return {key: _without_scope(inner) for key, inner in value.items() if key != "_scope_"}
     return [_without_scope(inner) for inner in value] if isinstance(value, list) else value
 
 
-def test_names_are_unique_below_the_package() -> None:
+def test_names_of_configs_are_unique() -> None:
     names = [path.name for path in CONFIGS.rglob("*.py")]
     assert len(names) == len(set(names))
 
@@ -91,11 +93,11 @@ def test_metafiles_name_every_config_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("folder", make_tables.folders(), ids=lambda folder: folder.name)
-def test_result_tables_are_not_stale(folder: Path) -> None:
+def test_result_tables_are_up_to_date(folder: Path) -> None:
     assert (folder / "README.md").read_text() == make_tables.updated(folder), "run python tools/misc/make_tables.py"
 
 
-def test_our_results_stand_beside_the_papers(tmp_path: Path) -> None:
+def test_our_results_follow_those_of_the_paper(tmp_path: Path) -> None:
     folder = tmp_path / "faster_rcnn"
     folder.mkdir()
     text = (CONFIGS / "faster_rcnn" / "metafile.yml").read_text().rstrip("\n")

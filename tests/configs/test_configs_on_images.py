@@ -1,4 +1,4 @@
-"""Every config of the grid takes a training step and a forward on real images, at reduced size."""
+"""Every COCO config runs a training step and a forward pass on real images of reduced size."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 
 from sa_mmdet.attention import Attention
 
-# Regions of interest for two small images, not for two of 1333 x 800: they take most of the time.
+# Fewer regions of interest, which take most of the time: the images are small.
 FEWER: dict[str, Any] = {
     "train_cfg": dict(rpn_proposal=dict(max_per_img=100), rcnn=dict(sampler=dict(num=32))),
     "test_cfg": dict(rpn=dict(max_per_img=50)),
@@ -51,7 +51,7 @@ def batch(root: Path, with_mask: bool) -> Any:
     return pseudo_collate([dataset[0], dataset[1]])
 
 
-def test_the_grid_is_complete_and_minimal() -> None:
+def test_there_is_a_short_config_for_every_detector_attention_and_depth() -> None:
     variants = [variant and f"{variant}-" for variant in make_tables.ATTENTION]
     detectors = {"faster_rcnn": "faster-rcnn", "mask_rcnn": "mask-rcnn", "retinanet": "retinanet"}
     wanted = {
@@ -61,12 +61,12 @@ def test_the_grid_is_complete_and_minimal() -> None:
         for depth in (50, 101)
     }
     assert {f"{path.parent.name}/{path.name}" for path in COCO} == wanted
-    # A config names its base, and its attention if it has any: nothing that the base says already.
+    # A config only names its bases and takes its backbone from one of them.
     assert all(len(path.read_text().splitlines()) <= 10 for path in COCO)
 
 
 @pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
-def test_a_training_step_and_a_forward(path: Path, coco128: Path) -> None:
+def test_a_training_step_and_a_forward_pass(path: Path, coco128: Path) -> None:
     cfg = Config.fromfile(path)
     for name, changes in FEWER.items():
         if "roi_head" in cfg.model:

@@ -1,4 +1,4 @@
-"""Figures against pycocotools, resamples against data sets that repeat their images."""
+"""Metrics are those of pycocotools, and those of resamples are those of data sets with repeated images."""
 
 import contextlib
 import copy
@@ -29,34 +29,34 @@ def coco_of(truth: dict[str, Any]) -> COCO:
     return coco
 
 
-def judged(truth: dict[str, Any], found: list[dict[str, Any]], task: str) -> list[float]:
-    """By pycocotools alone."""
+def by_pycocotools(truth: dict[str, Any], found: list[dict[str, Any]], task: str) -> list[float]:
+    """The six metrics, computed by pycocotools only."""
     dropped = "segmentation" if task == "bbox" else "bbox"
     with contextlib.redirect_stdout(io.StringIO()):
         coco = coco_of(copy.deepcopy(truth))
         results = coco.loadRes([{k: v for k, v in entry.items() if k != dropped} for entry in copy.deepcopy(found)])
-        judge = COCOeval(coco, results, task)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return [value if value >= 0 else math.nan for value in judge.stats[:6]]
+        evaluator = COCOeval(coco, results, task)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return [value if value >= 0 else math.nan for value in evaluator.stats[:6]]
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_points_are_pycocotools_own_and_weights_of_one_change_nothing(task: str) -> None:
+def test_metrics_are_those_of_pycocotools_also_if_each_image_is_drawn_once(task: str) -> None:
     truth = made_up()
     found = detections(truth, 0.1)
     evaluation = evaluate(coco_of(truth), found, task)
-    expected = judged(truth, found, task)
+    expected = by_pycocotools(truth, found, task)
     np.testing.assert_allclose([evaluation.points[name] for name in METRICS], expected, atol=0)
     once = resampled(evaluation, np.ones((1, 30), np.float32))
     np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
 
 
-def test_a_resample_is_the_set_with_its_images_repeated() -> None:
+def test_a_resample_equals_a_data_set_with_repeated_images() -> None:
     truth = made_up()
     found = detections(truth, 0.1)
-    for entry in found:  # pycocotools' order of tied scores depends on the images' numbers
+    for entry in found:  # pycocotools orders equal scores by the images' ids
         entry["score"] += 1e-6 * entry["image_id"]
     evaluation = evaluate(coco_of(truth), found, "bbox")
     weights = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), 5)
@@ -73,7 +73,7 @@ def test_a_resample_is_the_set_with_its_images_repeated() -> None:
                     {**a, "image_id": number, "id": len(repeated["annotations"]) + i + 1} for i, a in enumerate(own)
                 ]
                 results += [{**e, "image_id": number} for e in found if e["image_id"] == image["id"]]
-        expected = judged(repeated, results, "bbox")
+        expected = by_pycocotools(repeated, results, "bbox")
         np.testing.assert_allclose([values[name][r] for name in METRICS], expected, atol=1e-6)
 
 
@@ -81,12 +81,12 @@ def test_on_real_images(coco128: Path) -> None:
     truth = json.loads((coco128 / "annotations" / "instances_train2017.json").read_text())
     found = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in detections(truth, 0.1)]
     evaluation = evaluate(coco_of(truth), found, "bbox")
-    expected = judged(truth, found, "bbox")
+    expected = by_pycocotools(truth, found, "bbox")
     once = resampled(evaluation, np.ones((1, len(truth["images"])), np.float32))
     np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
 
 
-def test_intervals_hold_a_true_difference_and_none_where_there_is_none() -> None:
+def test_intervals_contain_a_true_difference_and_are_zero_for_equal_results() -> None:
     truth = made_up(60)
     coco = coco_of(truth)
     found = [detections(truth, noise) for noise in (0.1, 0.03)]
@@ -110,7 +110,9 @@ def files(tmp_path: Path) -> tuple[Path, list[Path]]:
     return tmp_path / "truth.json", paths
 
 
-def test_the_tool_says_it_plainly(files: tuple[Path, list[Path]], tool: Tool, tmp_path: Path) -> None:
+def test_the_tool_prints_metrics_and_sentences_and_writes_files(
+    files: tuple[Path, list[Path]], tool: Tool, tmp_path: Path
+) -> None:
     outputs = ["--json", tmp_path / "out.json", "--png", tmp_path / "out.png"]
     arguments = [files[0], *files[1], "--names", "none", "SA", "--resamples", 100, *outputs]
     status, printed, _ = tool("analysis_tools/compare_results.py", *arguments)
@@ -121,7 +123,7 @@ def test_the_tool_says_it_plainly(files: tuple[Path, list[Path]], tool: Tool, tm
     sentence = f"SA - none: {100 * row['difference']:+.1f} box AP, 95% interval {low} to {high}, 30 images: better"
     assert sentence in printed
     assert "mask AP" in printed
-    expected = judged(json.loads(files[0].read_text()), json.loads(files[1][0].read_text()), "bbox")
+    expected = by_pycocotools(json.loads(files[0].read_text()), json.loads(files[1][0].read_text()), "bbox")
     line = next(line for line in printed.splitlines() if line.startswith("none "))
     assert line.split()[1:] == [f"{100 * value:.1f}" for value in expected]
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -152,7 +154,7 @@ def changed(index: int, **fields: Any) -> Callable[[list], list]:
         (lambda entries: [1], "entry 0 is not an object"),
     ],
 )
-def test_bad_results_are_named(
+def test_invalid_results_are_refused_with_the_entry_and_the_reason(
     change: Callable[[list], Any], message: str, files: tuple[Path, list[Path]], tool: Tool
 ) -> None:
     path = files[1][1]
@@ -163,7 +165,9 @@ def test_bad_results_are_named(
     assert printed == ""
 
 
-def test_bad_files_and_no_detections(files: tuple[Path, list[Path]], tool: Tool, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused_and_empty_results_compared(
+    files: tuple[Path, list[Path]], tool: Tool, tmp_path: Path
+) -> None:
     truth, paths = files
     name = "analysis_tools/compare_results.py"
     (tmp_path / "text.json").write_text("no JSON")

@@ -1,4 +1,4 @@
-"""The page holds what the runs reached, and a browser shows it without an error."""
+"""The page contains the metrics of the runs, and a browser shows it without an error."""
 
 import json
 import re
@@ -32,7 +32,7 @@ Runtime environment:
 
 @pytest.fixture(scope="module")
 def work_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two finished trainings, as MMEngine and run_comparison leave them, judged on a made-up val2017."""
+    """The work directories of two trainings on a made-up val2017, as MMEngine and run_comparison write them."""
     root = tmp_path_factory.mktemp("report")
     truth = made_up(20)
     (root / "val2017").mkdir()
@@ -69,7 +69,7 @@ def page(work_dirs: list[Path]) -> Path:
     return work_dirs[0].parent.parent / "report.html"
 
 
-def test_a_resumed_run_is_one_run(work_dirs: list[Path]) -> None:
+def test_the_parts_of_a_resumed_run_are_joined(work_dirs: list[Path]) -> None:
     run = read_run(work_dirs[1])
     assert run.name == "faster_sa-r50/seed7"
     assert (run.family, run.backbone, run.attention, run.on_coco) == ("Faster R-CNN", "ResNet-50", "SA", True)
@@ -80,7 +80,7 @@ def test_a_resumed_run_is_one_run(work_dirs: list[Path]) -> None:
     assert run.notes == ["2 broken lines of its log were skipped"]
 
 
-def test_the_page_says_what_was_reached(work_dirs: list[Path], page: Path, tool: Tool) -> None:
+def test_the_page_contains_metrics_significance_speed_and_images(work_dirs: list[Path], page: Path, tool: Tool) -> None:
     speed = page.parent / "speed.json"
     measured = dict(ratio_paired=1.25, min_ms=321.0)
     results = dict(plain=dict(inference=measured, training=measured, memory=dict(ratio=1.0)))
@@ -96,7 +96,7 @@ def test_the_page_says_what_was_reached(work_dirs: list[Path], page: Path, tool:
     sentence = r"Faster R-CNN ResNet-50 SA - Faster R-CNN ResNet-50 none: \+[\d.]+ box AP, 95% interval over the images"
     assert re.search(sentence, text)
     assert "20 images, 1 against 1 runs: better" in text
-    # The paper's row, and ours of the last epoch beside it.
+    # The paper's metrics, each followed by ours of the last epoch.
     row = re.search(r"<td>Faster R-CNN</td><td>ResNet-50</td><td>SA</td><td>1</td><td>(.*?)</td></tr>", text)
     assert row is not None
     assert re.split(r"</td><td[^>]*>", row[1])[:4] == ["38.7", "30.0", "61.2", "50.0"]
@@ -104,13 +104,13 @@ def test_the_page_says_what_was_reached(work_dirs: list[Path], page: Path, tool:
     assert "1.25 (321 ms)" in text
     assert text.count("data:image/jpeg;base64,") == 6
     assert "2 broken lines of its log were skipped" in text
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)  # nothing from a network
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)  # nothing is loaded from a network
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
-def test_a_browser_shows_it_without_a_complaint(work_dirs: list[Path], page: Path, tool: Tool) -> None:
+def test_a_browser_shows_it_without_an_error(work_dirs: list[Path], page: Path, tool: Tool) -> None:
     assert tool(TOOL, *work_dirs, "--out", page, "--resamples", 10, "--pictures", 1)[0] == 0
-    # Sort by a column and open an image, then report in the title.
+    # Sort by a column and open an image, and write the result to the title.
     script = """
     <script>
     document.querySelectorAll("th button")[8].click();
@@ -134,11 +134,11 @@ def test_a_browser_shows_it_without_a_complaint(work_dirs: list[Path], page: Pat
     assert int(rows) > 30
     broken = page.with_name("broken.html")
     broken.write_text("<script>nothing.there()</script>")
-    complained = subprocess.run([*command, broken.as_uri()], capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" in complained.stderr  # as it would of an error
+    failed = subprocess.run([*command, broken.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" in failed.stderr  # this is how an error would be seen
 
 
-def test_bad_work_dirs_are_named(work_dirs: list[Path], tool: Tool, tmp_path: Path) -> None:
+def test_unfinished_work_dirs_and_invalid_results_are_named(work_dirs: list[Path], tool: Tool, tmp_path: Path) -> None:
     unfinished = tmp_path / "unfinished"
     shutil.copytree(work_dirs[0], unfinished)
     for log in unfinished.glob("*/vis_data/scalars.json"):

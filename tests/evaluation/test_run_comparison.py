@@ -1,4 +1,4 @@
-"""Several configs and seeds: what is run, what is not run again, what is compared."""
+"""Several configs and seeds: which runs are started, which are not repeated, and how they are compared."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ COMPARED = [CONFIGS / "demo" / f"faster-rcnn_{variant}r18_fpn_bccd.py" for varia
 
 
 class Runs:
-    """Stands in for the training and the test, which it notes."""
+    """Replaces training and test, and records their calls."""
 
     def __init__(self, truth: dict[str, Any]):
         self.truth = truth
@@ -53,7 +53,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return found
 
 
-def test_it_goes_on_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tmp_path: Path) -> None:
+def test_it_continues_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tmp_path: Path) -> None:
     work = tmp_path / "work"
     arguments = (TOOL, *COMPARED, "--seeds", 0, 1, "--work-dir", work, "--resamples", 50)
     plain, sa = (config.stem for config in COMPARED)
@@ -87,7 +87,7 @@ def test_it_goes_on_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tm
     assert runs.calls == []
 
 
-def test_what_cannot_be_compared_is_named(runs: Runs, tool: Tool, tmp_path: Path) -> None:
+def test_configs_that_cannot_be_compared_are_refused(runs: Runs, tool: Tool, tmp_path: Path) -> None:
     status, _, errors = tool(TOOL, COMPARED[0], DEMO, "--work-dir", tmp_path / "work")
     assert status == 1
     assert "the configs are tested on different annotations" in errors

@@ -1,4 +1,4 @@
-"""The configs by what they train, and the tool that writes their tables."""
+"""The configs of detectors and classifiers, and the tool that writes the tables of their results, as a module."""
 
 import importlib.util
 
@@ -17,5 +17,5 @@ spec.loader.exec_module(make_tables)
 
 
 def stem(detector: str) -> str:
-    """The paper's name of a detector as MMDetection spells it in config names."""
+    """A detector's name in config names, from the paper's name."""
     return detector.lower().replace(" r-cnn", "-rcnn")

@@ -1,10 +1,10 @@
-"""A user's own detector on real images, small enough for tests."""
+"""The config of a user's own detector on real images, small enough for tests."""
 
 from pathlib import Path
 
 from mmengine.config import Config
 
-# Outside the repository, on MMDetection's own base; {root} is coco128's folder.
+# A config outside of the repository, based on one of MMDetection's own; {root} is the folder of the data set.
 USER_CONFIG = """
 _base_ = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
 custom_imports = dict(imports=["sa_mmdet"])
@@ -42,13 +42,13 @@ randomness = dict(seed=0)
 
 
 def user_config(coco128: Path, path: Path, more: str = "") -> Path:
-    """Write the config, with further lines, to a file."""
+    """Write the config, with further lines, to a file, and return its path."""
     path.write_text(USER_CONFIG.replace("{root}", str(coco128)) + more)
     return path
 
 
 def small_retinanet(coco128: Path, folder: Path) -> Config:
-    """The config, loaded, for a runner in this process."""
+    """Load the config for a runner in this process."""
     cfg = Config.fromfile(user_config(coco128, folder / "mine.py"))
     cfg.merge_from_dict(dict(work_dir=str(folder / "run"), log_level="WARNING"))
     return cfg

@@ -1,4 +1,4 @@
-"""What the fuzzing scripts share: the cost of a run, and their command line."""
+"""What the fuzzing scripts have in common: the cost of a run, and their command line."""
 
 import resource
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def with_costs(answers: Counter, slowest: float) -> Counter:
-    """The answers, with the slowest input's seconds and the process's peak memory beside them."""
+    """Add the time of the slowest input, in milliseconds, and the process's peak memory, in MiB, to the answers."""
     answers["slowest, milliseconds"] = int(1e3 * slowest)
     answers["peak memory, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return answers

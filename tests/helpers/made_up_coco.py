@@ -1,4 +1,4 @@
-"""Annotations and detections in COCO's format, made up."""
+"""Random annotations and detections in COCO's format."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pycocotools.mask import encode
 
 
 def made_up(images: int = 30, categories: int = 4, seed: int = 0) -> dict[str, Any]:
-    """Annotations of all sizes, some of them crowds; the last category and the last image have none."""
+    """Make annotations of objects of all sizes, some of them crowds; the last category and image have no objects."""
     generator = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     for image in range(1, images):
@@ -38,6 +38,7 @@ def made_up(images: int = 30, categories: int = 4, seed: int = 0) -> dict[str, A
 
 
 def rectangle(x: float, y: float, width: float, height: float, image: dict[str, Any]) -> dict[str, Any]:
+    """The run-length code of a rectangle's mask."""
     mask = np.zeros((image["height"], image["width"]), np.uint8, order="F")
     mask[round(y) : round(y + height), round(x) : round(x + width)] = 1
     code = encode(mask)
@@ -45,6 +46,7 @@ def rectangle(x: float, y: float, width: float, height: float, image: dict[str, 
 
 
 def detections(truth: dict[str, Any], noise: float, seed: int = 1) -> list[dict[str, Any]]:
+    """Make detections from annotations: up to two per object, with noise in their boxes, some of a wrong class."""
     generator = np.random.default_rng(seed)
     found = []
     for annotation in truth["annotations"]:
@@ -59,7 +61,7 @@ def detections(truth: dict[str, Any], noise: float, seed: int = 1) -> list[dict[
                     else int(generator.integers(1, 5)),
                     bbox=[x, y, width, height],
                     segmentation=rectangle(x, y, width, height, truth["images"][0]),
-                    score=round(float(generator.random()), 2),  # so that there are ties
+                    score=round(float(generator.random()), 2),  # rounded, so that some scores are equal
                 )
             )
     return found

@@ -1,4 +1,4 @@
-"""What tests need of PyTorch that older versions do not have."""
+"""Skipping tests where PyTorch is too old for them."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from mmengine.utils import digit_version
 
 from sa_mmdet.ops.operator import AVAILABLE
 
-OLD = digit_version(torch.__version__) < digit_version("2.6.0")  # torch.load is not strict, ONNX's exporter another
+OLD = digit_version(torch.__version__) < digit_version("2.6.0")  # torch.load runs code, another ONNX exporter
 export = pytest.mark.skipif(not hasattr(torch, "export"), reason="torch.export came with PyTorch 2.1")
 _float16 = pytest.mark.skipif(not AVAILABLE, reason="float16 on CPUs came with PyTorch 2.4")
 HALF: list[Any] = [pytest.param(torch.float16, marks=_float16), torch.bfloat16]

@@ -1,6 +1,6 @@
-"""References: each attention module from its paper's formulas, sharing no code with the package.
+"""Reference implementations of the attention modules, written from their papers' formulas without the package's code.
 
-A function takes x (N x C x H x W), the parameters under the released weights' names, and the module's options.
+Each function takes x (N x C x H x W), the parameters with the names of the released weights, and the module's options.
 """
 
 import torch
@@ -12,7 +12,7 @@ Parameters = dict[str, Tensor]
 def shuffle_attention(
     x: Tensor, parameters: Parameters, groups: int, eps: float = 1e-5, transform: str = "affine", shuffle: bool = True
 ) -> Tensor:
-    """A channel at a time."""
+    """Shuffle attention, computed one channel at a time."""
     channels = x.shape[1]
     k = channels // (2 * groups)
     positions = x.shape[2] * x.shape[3]
@@ -117,11 +117,11 @@ def cbam(x: Tensor, parameters: Parameters, training: bool, eps: float = 1e-5) -
 
 
 def bam(x: Tensor, parameters: Parameters, eps: float = 1e-5) -> Tensor:
-    """Batch norms in evaluation mode."""
+    """Bottleneck attention, with batch norms in evaluation mode."""
 
     def layer(values: Tensor, name: str, dilation: int = 1) -> Tensor:
         weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
-        if weight.shape[-1] == 3:  # nine shifted copies of the zero-padded map
+        if weight.shape[-1] == 3:  # sum of nine shifted copies of the zero-padded map
             n, c, h, w = values.shape
             padded = torch.zeros(n, c, h + 2 * dilation, w + 2 * dilation, dtype=values.dtype)
             padded[:, :, dilation : dilation + h, dilation : dilation + w] = values

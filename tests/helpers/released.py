@@ -1,6 +1,6 @@
-"""Made-up weights under the names that the modules' authors use, and what their networks compute.
+"""Random weights with the names that the modules' authors use, and the outputs of the authors' networks.
 
-Written from the modules' definitions with PyTorch's functions alone; shares no code with MMDetection or the package.
+Written from the modules' definitions with PyTorch's functions only; shares no code with MMDetection or the package.
 """
 
 import torch
@@ -70,7 +70,13 @@ def _bam(state: State, name: str, channels: int) -> None:
 
 
 def weights(kind: str, depth: int = 50, seed: int = 0) -> State:
-    """A classifier's state dict without prefix."""
+    """Make a classifier's state dict, without a prefix.
+
+    Args:
+        kind: The attention, of :data:`KINDS`.
+        depth: 50 or 101.
+        seed: The random seed.
+    """
     torch.manual_seed(seed)
     state: State = {}
     _layer(state, "conv1", 64, 3, 7, 7)
@@ -84,7 +90,7 @@ def weights(kind: str, depth: int = 50, seed: int = 0) -> State:
             for i, shape in enumerate(shapes, start=1):
                 _layer(state, f"{name}conv{i}", *shape)
                 _norm(state, f"{name}bn{i}", shape[0])
-                if i == 3:  # small, lest residual additions make large numbers
+                if i == 3:  # small, so that residual additions do not lead to large numbers
                     state[f"{name}bn3.weight"] *= 0.3
             _attention(state, kind, name, 4 * width, ECA_KERNELS[depth][stage - 1])
             if block == 0:
@@ -98,7 +104,7 @@ def weights(kind: str, depth: int = 50, seed: int = 0) -> State:
 
 
 def features(state: State, kind: str, depth: int, x: Tensor) -> list[Tensor]:
-    """The outputs of the four stages."""
+    """Compute the outputs of the four stages for images x, N x 3 x H x W."""
 
     def below(name: str) -> State:
         return {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}

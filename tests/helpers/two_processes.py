@@ -1,4 +1,4 @@
-"""A training of a small network by two processes over gloo: importable, since each process imports it anew."""
+"""A training of a small network by two processes over gloo. It is a module because each process must import it."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
-import sa_mmdet  # noqa: F401  (a process of its own needs what it registers and repairs)
+import sa_mmdet  # noqa: F401  (registers the models and repairs other libraries in the new process)
 
 WORLD = 2
 STEPS = 2
@@ -20,7 +20,7 @@ BATCH = 2
 
 
 class Network(BaseModel):
-    """A backbone and a head, with a loss that is a mean over the batch."""
+    """A backbone and a head; the loss is a mean over the batch."""
 
     def __init__(self, **backbone: Any):
         super().__init__()
@@ -32,22 +32,22 @@ class Network(BaseModel):
         return dict(loss=self.head(self.backbone(inputs)[-1]).square().mean())
 
 
-# What is trained: the backbone's options, how many steps are one update.
+# For each case the backbone's options, and the number of steps per update.
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "frozen norm": (dict(norm_eval=True), 1),
     "frozen norm, checkpointed": (dict(norm_eval=True, with_cp=True), 1),
-    "frozen norm, two steps an update": (dict(norm_eval=True), 2),
+    "frozen norm, two steps per update": (dict(norm_eval=True), 2),
     "synchronised norm": (dict(norm_cfg=dict(type="SyncBN", requires_grad=True)), 1),
     "synchronised norm, depth 18": (dict(depth=18, groups=4, norm_cfg=dict(type="SyncBN", requires_grad=True)), 1),
     "plain norm": (dict(), 1),
     **{f"{stages} stages frozen": (dict(norm_eval=True, frozen_stages=stages), 1) for stages in range(5)},
 }
-WRAPPERS: dict[str, dict[str, Any]] = {  # with what MMEngine's runner gives the first, whatever the machine
+WRAPPERS: dict[str, dict[str, Any]] = {  # with the arguments that MMEngine's runner passes
     "MMDistributedDataParallel": dict(device_ids=[0], broadcast_buffers=False),
     "MMFullyShardedDataParallel": dict(device_id=torch.device("cpu")),
 }
 if "MMFullyShardedDataParallel" not in MODEL_WRAPPERS:
-    del WRAPPERS["MMFullyShardedDataParallel"]  # MMEngine has it from PyTorch 2 on
+    del WRAPPERS["MMFullyShardedDataParallel"]  # MMEngine needs PyTorch 2 for it
 
 
 def made(name: str) -> Any:
@@ -62,7 +62,7 @@ def made(name: str) -> Any:
 
 
 def batches() -> Tensor:
-    """Steps, processes, N, C, H, W."""
+    """The inputs: steps x processes x N x C x H x W."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(STEPS, WORLD, BATCH, 3, 64, 64, generator=generator, dtype=torch.float64)
 
@@ -76,7 +76,7 @@ def trained(network: Any, inputs: Tensor, accumulated: int) -> None:
 
 
 def work(rank: int, port: int, folder: Path) -> None:
-    """One process: all cases, each one's state or error in a file."""
+    """Run one process: train all cases, and write the state of each to a file."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(WORLD))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))

@@ -1,4 +1,4 @@
-"""What openmim does with the wheel that a user installs."""
+"""The wheel that a user installs, and how openmim works with it."""
 
 import ast
 import os
@@ -24,7 +24,7 @@ def pip(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from what git would check out: a wheel must not depend on what else lies about."""
+    """A wheel of the files that git would check out: other files of the folder must not matter."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     listed = subprocess.check_output(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPOSITORY, text=True
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_is_for_python_from_3_10_on(wheel: Path) -> None:
+def test_it_requires_python_3_10(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         assert "Requires-Python: >=3.10\n" in archive.read(metadata).decode()
@@ -52,7 +52,7 @@ def test_it_is_for_python_from_3_10_on(wheel: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process that finds the wheel, unpacked, before the checkout."""
+    """The environment variables of a process that finds the unpacked wheel before the checkout."""
     site = tmp_path_factory.mktemp("site")
     pip("install", "--no-deps", "--target", site, wheel)
     return os.environ | {"PYTHONPATH": str(site)}
@@ -65,7 +65,7 @@ def mim(environment: dict[str, str], cwd: Path, *arguments: object) -> str:
     return result.stdout + result.stderr
 
 
-def test_the_wheel_holds_files_where_the_checkout_has_links(wheel: Path) -> None:
+def test_the_wheel_contains_files_where_the_checkout_has_links(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("configs", "tools"):
         for path in (REPOSITORY / folder).rglob("*"):
@@ -100,7 +100,7 @@ def test_train_test_run_and_gridsearch(installed: dict[str, str], shapes: Path, 
     assert len(list(tmp_path.glob("grid*/**/epoch_1.pth"))) == 2
 
 
-def test_mmdetections_own_script_takes_a_config_by_its_path(
+def test_mmdetections_own_script_accepts_a_config_of_the_wheel(
     installed: dict[str, str], shapes: Path, tmp_path: Path
 ) -> None:
     path = Path(installed["PYTHONPATH"]) / "sa_mmdet" / ".mim" / "configs" / "demo" / DEMO
@@ -110,8 +110,8 @@ def test_mmdetections_own_script_takes_a_config_by_its_path(
     assert (tmp_path / "two" / "epoch_1.pth").exists()
 
 
-def test_the_checkout_itself_is_seen_by_openmim(tmp_path: Path) -> None:
-    """An editable install hides .mim from openmim; `make install` mends that."""
+def test_openmim_finds_the_checkout(tmp_path: Path) -> None:
+    """openmim does not find .mim of an editable install; `make install` adds a link for it."""
     code = "import pkg_resources as p, os; print(os.path.join(p.get_distribution('sa_mmdet').location, 'sa_mmdet'))"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -124,7 +124,7 @@ def test_the_checkout_itself_is_seen_by_openmim(tmp_path: Path) -> None:
     ("name", "positional", "launcher_argument"),
     [("train.py", ["absent.py"], "--local_rank=0"), ("test.py", ["absent.py", "absent.pth"], "--local-rank=0")],
 )
-def test_the_tools_take_what_launchers_pass(
+def test_the_tools_accept_the_arguments_of_launchers(
     name: str, positional: list[str], launcher_argument: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(REPOSITORY / "tools" / name), *positional, "--launcher", "none", launcher_argument]

@@ -1,4 +1,4 @@
-"""The command-line tools describe themselves."""
+"""The options of the command-line tools."""
 
 import argparse
 from pathlib import Path
