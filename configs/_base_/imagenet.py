@@ -1,7 +1,8 @@
-# The paper's recipe for ImageNet-1k (SA-Net, section 4, which takes it from SGE): 100 epochs of SGD from scratch, batch
-# 256 (8 GPUs of 32 images), learning rate 0.1 after 5 epochs of linear warm-up, a tenth of it after 30, 60 and 90
-# epochs, weight decay 1e-4, random crops of 224 pixels and flips; tested on a central crop of 224 of images resized to
-# 256. MMPretrain's own recipe for ResNet is the same except for the warm-up. Needs MMPretrain, which needs torchvision.
+# The paper's schedule for ImageNet-1k (SA-Net, section 4, taken from SGE): 100 epochs of SGD from scratch, batch size
+# 256 (8 GPUs with 32 images each), learning rate 0.1 after 5 epochs of linear warm-up, divided by 10 after 30, 60 and
+# 90 epochs, weight decay 1e-4, random crops of 224 x 224 pixels and flips; tests use the central 224 x 224 pixels of
+# images resized to 256. MMPretrain's own schedule for ResNet differs only in the warm-up. Needs MMPretrain, which needs
+# torchvision.
 _base_ = [
     "mmpretrain::_base_/datasets/imagenet_bs32.py",
     "mmpretrain::_base_/schedules/imagenet_bs256.py",

@@ -1,4 +1,4 @@
-# What every config of this package needs: the package itself, a check of the data before the first step, and epochs
-# whose random numbers are the same after --resume.
+# For every config: imports this package, checks the data set before the first step, and seeds each epoch, so that a
+# resumed training (--resume) draws the same random numbers as an uninterrupted one.
 custom_imports = dict(imports=["sa_mmdet"])
 custom_hooks = [dict(type="CheckDataset"), dict(type="SeedEpochs")]

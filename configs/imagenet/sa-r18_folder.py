@@ -1,12 +1,12 @@
-"""Train a small SA-Net on a folder of images, FOLDER/{train,val}/<class>/*.jpg, which IMAGE_FOLDER names."""
+"""Train a small SA-Net on the images {train,val}/<class>/*.jpg in the folder that the variable IMAGE_FOLDER names."""
 
 _base_ = ["../_base_/imagenet.py"]
-import os  # noqa: E402  (an import before the bases makes MMEngine read this as its other kind of config)
+import os  # noqa: E402  (with an import before the bases MMEngine would parse this as its other kind of config)
 
 data_root = os.environ.get("IMAGE_FOLDER", "data/images")
 _train = os.path.join(data_root, "train")
 if not os.path.isdir(_train):
-    raise FileNotFoundError(f"{_train}: no such folder: set IMAGE_FOLDER to one with train/<class> and val/<class>")
+    raise FileNotFoundError(f"{_train} does not exist: set IMAGE_FOLDER to a folder with train/<class> and val/<class>")
 num_classes = sum(entry.is_dir() for entry in os.scandir(_train))
 
 model = dict(

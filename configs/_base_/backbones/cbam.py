@@ -1,4 +1,4 @@
-# CBAM, channel and spatial attention, in every stage. How configs use this base: see sa.py.
+# CBAM, channel and spatial attention, in every stage. See sa.py for how configs use this base.
 backbone = dict(
     type="AttentionResNet",
     attention=dict(type="CBAM", ratio=16),

@@ -1,5 +1,5 @@
-# Efficient channel attention in every stage, with the kernel sizes of the released ResNet-101. How configs use this
-# base: see sa.py.
+# Efficient channel attention in every stage, with the kernel sizes of the released ResNet-101. See sa.py for how
+# configs use this base.
 backbone = dict(
     type="AttentionResNet",
     attention=[dict(type="EfficientChannelAttention", kernel_size=k) for k in (3, 3, 5, 7)],

@@ -1,5 +1,5 @@
-# Shuffle attention in every stage, starting from the plain ResNet that the detector's own config names.
+# Shuffle attention in every stage; the weights are those of the plain ResNet that the detector's base names.
 #
-# MMEngine lets no two bases set the same key, and the detector's base sets `model`. A config therefore takes the
-# backbone out of this base: model = dict(backbone=_base_.pop("backbone"))
+# In MMEngine two bases may not define the same key, and the detector's base defines `model`. A config therefore takes
+# the backbone from this base with: model = dict(backbone=_base_.pop("backbone"))
 backbone = dict(type="SAResNet", groups=64, init_cfg=dict(type="ResNetPretrained"))

@@ -1,4 +1,4 @@
-# Squeeze-and-excitation in every stage. How configs use this base: see sa.py.
+# Squeeze-and-excitation in every stage. See sa.py for how configs use this base.
 backbone = dict(
     type="AttentionResNet",
     attention=dict(type="SqueezeExcitation", ratio=16),

@@ -1,4 +1,4 @@
-# Spatial group-wise enhancement in every stage. How configs use this base: see sa.py.
+# Spatial group-wise enhancement in every stage. See sa.py for how configs use this base.
 backbone = dict(
     type="AttentionResNet",
     attention=dict(type="SpatialGroupEnhance", groups=64),
