@@ -52,6 +52,7 @@ class Sources:
         self._include_dirs = include_dirs
         self._texts: dict[Path, str] = {}
         self._defined: dict[Path, set[str]] = {}
+        self._reached: dict[Path, set[Path]] = {}
 
     def text(self, path: Path) -> str:
         """A file's text without comments."""
@@ -105,6 +106,11 @@ class Sources:
 
     def reached(self, path: Path) -> set[Path]:
         """The file, and those of the extension's own files that it includes, directly or not."""
+        if path not in self._reached:
+            self._reached[path] = self._follow_includes(path)
+        return self._reached[path]
+
+    def _follow_includes(self, path: Path) -> set[Path]:
         found, waiting = {path}, [path]
         while waiting:
             current = waiting.pop()
@@ -141,25 +147,33 @@ def unit_text(paths: list[Path], sources: Sources) -> str:
     paths = sorted(paths, key=lambda path: not _SPECIALISATION.search(sources.text(path)))
     clashing = sources.clashing(paths)
     own, shared = sources.own_macros(paths)
-    reached = {path: sorted(sources.reached(path)) for path in paths}
-    everything = sorted({file for files in reached.values() for file in files})
-    headers = {name for file in everything for name in re.findall(r"#\s*include\s+<([^>]+)>", sources.text(file))}
-    lines = [
-        line for name in sorted(headers) for line in (f"#if __has_include(<{name}>)", f"#include <{name}>", "#endif")
-    ]
+    lines = []
+    for name in _system_headers(paths, sources):
+        lines += [f"#if __has_include(<{name}>)", f"#include <{name}>", "#endif"]
     for path in paths:
-        renamed = {}
-        for name, definers in sorted(clashing.items()):
-            files = sorted(definers & set(reached[path]))
-            if len(files) == 1:
-                renamed[name] = f"{name}_of_{re.sub(r'[^0-9A-Za-z]', '_', files[0].name)}"
-        kept = sorted(own[path].keys() - shared.keys())
-        lines += [f'#pragma push_macro("{name}")' for name in kept]
-        lines += [f"#define {name} {other}" for name, other in renamed.items()]
+        new_names = _new_names(sources.reached(path), clashing)
+        macros = sorted(own[path].keys() - shared.keys())
+        lines += [f'#pragma push_macro("{name}")' for name in macros]
+        lines += [f"#define {name} {new}" for name, new in new_names.items()]
         lines.append(f'#include "{path}"')
-        lines += [f"#undef {name}" for name in renamed]
-        lines += [f'#pragma pop_macro("{name}")' for name in kept]
+        lines += [f"#undef {name}" for name in new_names]
+        lines += [f'#pragma pop_macro("{name}")' for name in macros]
     return "\n".join([*lines, ""])
+
+
+def _system_headers(paths: list[Path], sources: Sources) -> list[str]:
+    files = {file for path in paths for file in sources.reached(path)}
+    return sorted({name for file in files for name in re.findall(r"#\s*include\s+<([^>]+)>", sources.text(file))})
+
+
+def _new_names(files: set[Path], clashing: dict[str, set[Path]]) -> dict[str, str]:
+    """The names that exactly one of these files and a file of another source define, with their replacements."""
+    new_names = {}
+    for name, definers in sorted(clashing.items()):
+        own = sorted(definers & files)
+        if len(own) == 1:
+            new_names[name] = f"{name}_of_{re.sub(r'[^0-9A-Za-z]', '_', own[0].name)}"
+    return new_names
 
 
 def plan(paths: list[Path], sources: Sources, jobs: int) -> list[list[Path]]:
