@@ -1,6 +1,31 @@
 """Options that several command-line tools share."""
 
 import argparse
+from collections.abc import Callable
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """Make a type for argparse: integers that are not below a limit.
+
+    Args:
+        smallest: The limit.
+    """
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"{value} must be at least {smallest}")
+        return value
+
+    return integer
+
+
+def probability(text: str) -> float:
+    """A type for argparse: numbers between 0 and 1, both excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be between 0 and 1")
+    return value
 
 
 def add_device(parser: argparse.ArgumentParser, default: str = "cpu", described: str = "%(default)s") -> None:
@@ -17,10 +42,10 @@ def add_device(parser: argparse.ArgumentParser, default: str = "cpu", described:
 def add_resamples(parser: argparse.ArgumentParser) -> None:
     """Add the option --resamples, the number of the bootstrap's resamples."""
     text = "how many times the bootstrap draws the images anew (default: %(default)s)"
-    parser.add_argument("--resamples", type=int, default=1000, help=text)
+    parser.add_argument("--resamples", type=at_least(1), default=1000, help=text)
 
 
 def add_level(parser: argparse.ArgumentParser) -> None:
     """Add the option --level, the confidence level of the bootstrap's intervals."""
     text = "confidence level of the intervals, 0 to 1 (default: %(default)s)"
-    parser.add_argument("--level", type=float, default=0.95, help=text)
+    parser.add_argument("--level", type=probability, default=0.95, help=text)

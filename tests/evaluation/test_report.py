@@ -88,7 +88,7 @@ def test_the_page_contains_metrics_significance_speed_and_images(work_dirs: list
     speed.write_text(json.dumps(dict(header, runs=[dict(shape=[480, 640], batch=1, results=results)])))
     missing = page.parent / "none"
     status, printed, _ = tool(
-        TOOL, *work_dirs, missing, "--out", page, "--resamples", 50, "--pictures", 2, "--speed", speed
+        TOOL, *work_dirs, missing, "--out", page, "--resamples", 50, "--images", 2, "--speed", speed
     )
     assert status == 0
     assert f"skipped {missing}: is not the work directory" in printed

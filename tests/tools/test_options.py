@@ -43,3 +43,20 @@ def test_former_names_of_options_are_hidden_and_work(tool: Tool) -> None:
         assert [mode.strip() for mode in modes.split("|")] == ["", "inference", "backward", "training"]
         assert columns.split()[:5] == ["variant", "|", "fastest", "median", "time,"]
         assert [row.split()[0] for row in rows] == ["plain", "published"]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        ("compare_results", "--resamples", "0", "argument --resamples: 0 must be at least 1"),
+        ("run_comparison", "--level", "1", "argument --level: 1 must be between 0 and 1"),
+        ("report", "--resamples", "many", "argument --resamples: invalid integer value: 'many'"),
+        ("visualize_cam", "--top", "0", "argument --top: 0 must be at least 1"),
+    ],
+)
+def test_values_outside_their_limits_are_refused_before_anything_is_done(
+    name: str, option: str, value: str, message: str, tool: Tool
+) -> None:
+    status, _, errors = tool(f"analysis_tools/{name}.py", "first", "second", option, value)
+    assert status == 2
+    assert message in errors

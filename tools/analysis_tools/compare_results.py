@@ -39,8 +39,6 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     names = arguments.names or [Path(path).name.removesuffix(".json") for path in arguments.results]
     if len(names) != len(arguments.results):
         parser.error(f"{len(names)} names for {len(arguments.results)} files: give one name per file")
-    if arguments.resamples < 1 or not 0 < arguments.level < 1:
-        parser.error(f"--resamples {arguments.resamples} must be at least 1, --level {arguments.level} between 0 and 1")
     return arguments, names
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.evaluation import Run, read_run
 from sa_mmdet.evaluation.report import build_report
-from sa_mmdet.tool_options import add_resamples
+from sa_mmdet.tool_options import add_resamples, at_least
 
 
 def parse() -> argparse.Namespace:
@@ -25,7 +25,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--speed", help="JSON file that benchmark.py wrote with --json (default: none)")
     add_resamples(parser)
     parser.add_argument(
-        "--pictures", type=int, default=6, metavar="IMAGES", help="number of images to show (default: %(default)s)"
+        "--images",
+        "--pictures",
+        type=at_least(0),
+        default=6,
+        metavar="NUMBER",
+        help="number of images to show (default: %(default)s)",
     )
     return parser.parse_args()
 
@@ -44,7 +49,7 @@ def main() -> None:
     try:
         speed = json.loads(Path(arguments.speed).read_text()) if arguments.speed else None
         command = shlex.join(["python", "tools/analysis_tools/report.py", *sys.argv[1:]])
-        page = build_report(runs, skipped, speed, arguments.resamples, arguments.pictures, command)
+        page = build_report(runs, skipped, speed, arguments.resamples, arguments.images, command)
         atomic_write_text(arguments.out, page)
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"report: {error}")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sa_mmdet.analysis.activation_maps import METHODS, ActivationMaps, Found, draw_sheet
 from sa_mmdet.analysis.network import output_names
-from sa_mmdet.tool_options import add_device
+from sa_mmdet.tool_options import add_device, at_least
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -48,16 +48,13 @@ def parse() -> argparse.Namespace:
         choices=METHODS,
         help="hirescam stays where the object is (default: %(default)s)",
     )
-    parser.add_argument("--top", type=int, default=4, help="objects per image (default: %(default)s)")
+    parser.add_argument("--top", type=at_least(1), default=4, help="objects per image (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of an object (default: %(default)s)")
     parser.add_argument(
         "--out-dir", type=Path, default=Path("cam"), help="folder for the sheets (default: %(default)s)"
     )
     add_device(parser)
-    arguments = parser.parse_args()
-    if arguments.top < 1:
-        parser.error(f"--top {arguments.top} must be at least 1")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> None:
