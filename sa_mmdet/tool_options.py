@@ -41,7 +41,7 @@ def add_device(parser: argparse.ArgumentParser, default: str = "cpu", described:
 
 def add_resamples(parser: argparse.ArgumentParser) -> None:
     """Add the option --resamples, the number of the bootstrap's resamples."""
-    text = "how many times the bootstrap draws the images anew (default: %(default)s)"
+    text = "number of resamples of the images for the bootstrap (default: %(default)s)"
     parser.add_argument("--resamples", type=at_least(1), default=1000, help=text)
 
 

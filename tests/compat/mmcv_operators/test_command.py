@@ -1,4 +1,4 @@
-"""The command that installs the replacements for programs that import mmdet first."""
+"""The command that installs the stand-ins for programs that import mmdet first."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ def test_a_file_in_mmcvs_folder_serves_programs_that_import_mmdet_first(bare: Pa
 
     for _ in range(2):
         command.install(bare / "mmcv")
-        assert (metadata / "RECORD").read_text() == record + "mmcv/_ext.py,,\n"  # pip uninstall deletes it, too
+        assert (metadata / "RECORD").read_text() == record + "mmcv/_ext.py,,\n"  # pip uninstall deletes it too
     result = python("import mmdet.apis, mmcv.ops, sa_mmdet, mmcv._ext; print(mmcv._ext.nms.__module__)", bare)
     assert result.stdout == "mmcv._ext.suppression\n", result.stderr
 

@@ -1,4 +1,4 @@
-"""The paper's detectors train and test with the replacements as with the compiled operators."""
+"""The paper's detectors train and test with the stand-ins as with the compiled operators."""
 
 import json
 import pickle

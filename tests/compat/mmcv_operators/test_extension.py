@@ -1,4 +1,4 @@
-"""The replacements of mmcv's operators give what the compiled operators give."""
+"""The stand-ins for mmcv's operators give what the compiled operators give."""
 
 import ctypes
 import importlib
@@ -20,13 +20,13 @@ CASES = [100, pytest.param(10_000, marks=pytest.mark.long)]
 
 
 class Draw:
-    """Random choices, the same for the same seed."""
+    """Random values, which depend only on the seed."""
 
     def __init__(self, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
 
     def integer(self, low: int, high: int) -> int:
-        """From low to high, both included."""
+        """An integer from low to high, both included."""
         return int(torch.randint(low, high + 1, (), generator=self.generator))
 
     def choice(self, *options: Any) -> Any:
@@ -39,7 +39,7 @@ class Draw:
         return torch.randn(shape, generator=self.generator)
 
     def boxes(self, count: int) -> Tensor:
-        """Of any size, or on a coarse grid, where overlaps equal thresholds, with duplicates and without an area."""
+        """Boxes of any size, or on a coarse grid, where some overlaps equal thresholds and boxes are equal or empty."""
         low, size = self.uniform(count, 2) * 20, self.uniform(count, 2) * 12 - self.choice(0, 0, 1)
         boxes = torch.cat([low, low + size], dim=1)
         return boxes if self.choice(True, False) else boxes.round()
@@ -57,7 +57,7 @@ Case = Callable[[Draw], Callable[[], tuple[Any, ...]]]
 
 @pytest.fixture
 def compare(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Case, float], None]:
-    """Runs random cases through mmcv's functions with the compiled operators and with the stand-ins."""
+    """A function that calls mmcv on random cases with the compiled operators and with the stand-ins, and compares."""
     compiled = importlib.import_module("mmcv._ext")
     stand_ins = importlib.import_module("sa_mmdet.compat.mmcv_operators.extension")
     users = [module for name, module in sys.modules.items() if name.startswith("mmcv.ops.")]
@@ -208,7 +208,7 @@ def test_outputs_and_gradients_are_equal(compare: Compare, case: Case, cases: in
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """mmcv's own kernels of the focal loss, which it has for GPUs alone, compiled for the CPU."""
+    """mmcv's own kernels of the focal loss, which exist only for GPUs, compiled for the CPU."""
     sources = MMCV / "ops" / "csrc" / "common" / "cuda"
     compiler = shutil.which("c++")
     if compiler is None or not sources.is_dir():

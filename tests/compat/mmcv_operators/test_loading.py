@@ -1,4 +1,4 @@
-"""When the replacements of mmcv's operators are used, and when not."""
+"""When the stand-ins for mmcv's operators are used, and when not."""
 
 import importlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from mmcv_without_operators import HAS_COMPILED, MMCV, python
 from sa_mmdet.compat import mmcv_operators
 
 
-def test_operators_without_a_replacement_are_refused_by_name(bare: Path) -> None:
+def test_operators_without_a_stand_in_are_refused_by_name(bare: Path) -> None:
     code = """
 import sa_mmdet, torch, mmcv.ops, mmcv._ext
 from mmcv.utils import collect_env
