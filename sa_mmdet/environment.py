@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from mmengine.utils.dl_utils import collect_env
 
 from .compat import Repair, repairs
-from .ops import operator
+from .ops import backends
 from .version import __version__
 
 _UNHELPFUL = ("numpy_random_seed", "PyTorch compiling details")  # long, or about a number that was drawn just now
@@ -21,7 +21,7 @@ def describe() -> str:
         ),
         "Libraries": _lines(_versions()),
         "Shuffle attention with the end of a block (sa_mmdet.obstacles_to_fusion(model) tells of a model)": _lines(
-            operator.backends().items()
+            backends.describe().items()
         ),
         "Repairs of other libraries that are active": _repairs(repairs.active()),
         "Repairs that wait for a launcher without a GPU": _repairs(

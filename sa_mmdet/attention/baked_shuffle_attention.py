@@ -4,6 +4,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from sa_mmdet.ops.tensors import shuffle_channels
+
 from .base import at_least_float32
 from .shuffle_attention import ShuffleAttention
 
@@ -51,7 +53,7 @@ class BakedShuffleAttention(nn.Module):
         baked = cls(channels, attention.eps).to(weight)
         source = torch.arange(channels)
         if attention.shuffle:
-            source = source.reshape(2, -1).t().flatten()  # where 2c and 2c + 1 come from: c and c + C/2
+            source = shuffle_channels(source, dim=0)
         baked.norm.weight.data, baked.norm.bias.data = slope[source], offset[source]
         baked.weight.data = weight[source].reshape(1, -1, 1, 1)
         return baked, source

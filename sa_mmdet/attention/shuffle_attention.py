@@ -8,13 +8,13 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from sa_mmdet.ops import shuffle_attention, shuffle_attention_gates, shuffle_attention_residual
+from sa_mmdet.ops import Parameters, shuffle_attention, shuffle_attention_gates, shuffle_attention_residual
+from sa_mmdet.ops.functional import shuffle_attention_normalised, spatial_branch
 from sa_mmdet.ops.fusion import IMPLEMENTATIONS, Replaceable, obstacle_in_groups, obstacle_in_modules, use_fused
-from sa_mmdet.ops.shuffle_attention import shuffle_attention_normalised, spatial_branch
+from sa_mmdet.ops.tensors import unshuffle_channels
 
 from .base import Attention, check_channels, check_flags, check_integer, choose
 
-_Six = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 _GROUP_NORM = Replaceable(nn.GroupNorm)
 
 # To torch.fx, which follows no decision that a tensor's shape makes, each of these is one node.
@@ -106,7 +106,7 @@ class ShuffleAttention(Attention):
         self.reset_parameters()
         destination = torch.arange(self.in_channels)
         if self.shuffle:
-            destination = destination.reshape(-1, 2).t().flatten()
+            destination = unshuffle_channels(destination, dim=0)
         return destination, 1 / (1 + math.exp(-1))
 
     @property
@@ -131,9 +131,9 @@ class ShuffleAttention(Attention):
         changed = norm.weight is None or norm.bias is None or norm.num_groups != k
         return "gn is not one of a group a channel with weight and bias" if changed else None
 
-    def _parameters_in_order(self) -> _Six:
-        gamma, beta = getattr(self.gn, "weight", None), getattr(self.gn, "bias", None)
-        return self.cweight, self.cbias, self.sweight, self.sbias, gamma, beta
+    def _parameters_in_order(self) -> Parameters:
+        norm_weight, norm_bias = getattr(self.gn, "weight", None), getattr(self.gn, "bias", None)
+        return Parameters(self.cweight, self.cbias, self.sweight, self.sbias, norm_weight, norm_bias)
 
     def _normalised(self, x: Tensor) -> Tensor:
         """What the normalisation itself makes of the spatial branch."""

@@ -9,7 +9,7 @@ from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
 
 from sa_mmdet.attention import ShuffleAttention
-from sa_mmdet.ops import operator
+from sa_mmdet.ops import backends
 from sa_mmdet.ops.fusion import Replaceable, obstacle_in_call, obstacle_in_modules
 
 _FORWARD, _FORWARD_PLUGIN = Bottleneck.forward, Bottleneck.forward_plugin
@@ -106,4 +106,4 @@ def _obstacle_in_block(block: nn.Module) -> str | None:
         return "the forward of the block is replaced"
     parameter = next(block.parameters())
     like_input = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-    return block.obstacle_to_fusion() or obstacle_in_call(like_input) or operator.failures.get(parameter.device)
+    return block.obstacle_to_fusion() or obstacle_in_call(like_input) or backends.failures.get(parameter.device)

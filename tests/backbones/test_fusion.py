@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize, prune
 from sa_mmdet import obstacles_to_fusion, ops
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.backbones.bottleneck import FusedBottleneck
-from sa_mmdet.ops.operator import AVAILABLE
+from sa_mmdet.ops.backends import AVAILABLE
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="custom operators came with PyTorch 2.4")
 Pair = tuple[Any, Any]

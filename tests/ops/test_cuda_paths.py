@@ -16,11 +16,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from sa_mmdet import ops
-from sa_mmdet.ops import formula, operator
+from sa_mmdet.ops import backends, custom_op, reference
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or not operator.AVAILABLE, reason="Triton is not installed, or not used"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None or not backends.AVAILABLE,
+        reason="Triton is not installed, or not used",
+    ),
+    pytest.mark.filterwarnings("error:a kernel of the fused shuffle attention fails"),
+]
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 here = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own, with Triton's interpreter")
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -42,20 +46,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     if not INTERPRETED:
         return found
-    monkeypatch.setattr(operator, "by_triton", lambda x: True)
+    monkeypatch.setattr(backends, "by_triton", lambda x: True)
     for name in ("forward", "backward"):
-        kernel = getattr(operator._triton, name)
+        kernel = getattr(backends.triton, name)
 
         def counted(*arguments: Any, name: str = name, kernel: Any = kernel) -> Any:
             found.append(name)
             return kernel(*arguments)
 
-        monkeypatch.setattr(operator._triton, name, counted)
-
-    def fail(error: Exception, device: torch.device) -> None:
-        raise error
-
-    monkeypatch.setattr(operator, "_report", fail)
+        monkeypatch.setattr(backends.triton, name, counted)
     return found
 
 
@@ -96,13 +95,13 @@ def test_dispatch_autograd_and_layout(layout: torch.memory_format, calls: list[s
 def test_either_backend_goes_on_from_the_other(size: tuple[int, ...], layout: torch.memory_format) -> None:
     x, identity, scale, shift, *rows = (tensor.detach() for tensor in tensors(size, layout))
     arguments = (scale, shift, torch.stack(rows), 2, 1e-5)
-    kept = [kernels.forward(x, identity, *arguments) for kernels in (operator._triton, formula)]
+    kept = [kernels.forward(x, identity, *arguments) for kernels in (backends.triton, reference)]
     assert_close(kept[0], kept[1])
     gradient = torch.randn(size).contiguous(memory_format=layout)
     out = kept[0][0]
     gradients = [
         list(kernels.backward(gradient, x, out, *saved[1:], *arguments))
-        for kernels, saved in zip((operator._triton, formula), reversed(kept), strict=True)
+        for kernels, saved in zip((backends.triton, reference), reversed(kept), strict=True)
     ]
     assert_close(gradients[0], gradients[1])
 
@@ -142,8 +141,8 @@ def test_the_fake_form_gives_the_strides_of_the_real_one(name: str) -> None:
 
     def run(x: Tensor, parameters: Tensor, gradient: Tensor) -> list[Tensor]:
         one = x.new_ones(x.shape[1])
-        results = operator.fused(x, x, one, one, parameters, 2, 1e-5)
-        gradients = operator.fused_backward(gradient, x, *results, one, one, parameters, 2, 1e-5)
+        results = custom_op.fused(x, x, one, one, parameters, 2, 1e-5)
+        gradients = custom_op.fused_backward(gradient, x, *results, one, one, parameters, 2, 1e-5)
         return [*results, *gradients]
 
     real = run(x, parameters, gradient)

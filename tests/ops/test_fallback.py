@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sa_mmdet import obstacles_to_fusion, ops
-from sa_mmdet.ops import cpu, operator
+from sa_mmdet.ops import backends, cpu, custom_op
 
-pytestmark = pytest.mark.skipif(not operator.AVAILABLE, reason="custom operators came with PyTorch 2.4")
+pytestmark = pytest.mark.skipif(not backends.AVAILABLE, reason="custom operators came with PyTorch 2.4")
 shuffle_attention: Any = ops.shuffle_attention_residual
 
 
@@ -62,10 +62,6 @@ class Kernels(types.SimpleNamespace):
     def __init__(self) -> None:
         super().__init__(forward_fails=None, backward_fails=None, calls=[])
 
-    def memory_format(self, x: Tensor) -> torch.memory_format:
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return torch.channels_last if last else torch.contiguous_format
-
     def forward(self, *arguments: Any) -> Any:
         self.calls.append("forward")
         if self.forward_fails is not None:
@@ -82,10 +78,10 @@ class Kernels(types.SimpleNamespace):
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     stand_in = Kernels()
-    monkeypatch.setattr(operator, "_triton", stand_in)
-    monkeypatch.setattr(operator, "by_triton", lambda x: True)
-    monkeypatch.setattr(operator, "failures", {})
-    monkeypatch.setattr(operator, "_told", set())
+    monkeypatch.setattr(backends, "triton", stand_in)
+    monkeypatch.setattr(backends, "by_triton", lambda x: True)
+    monkeypatch.setattr(backends, "failures", {})
+    monkeypatch.setattr(backends, "reported", set())
     return stand_in
 
 
@@ -145,7 +141,7 @@ def test_what_pytorch_could_not_do_either_rises(kernels: Kernels, error: Excepti
     leaves = tensors()
     with pytest.raises(type(error)):
         step(lambda: shuffle_attention(*leaves, 4), leaves)
-    assert operator.failures == {}
+    assert backends.failures == {}
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -165,8 +161,8 @@ def test_a_callers_mistake_rises_and_changes_nothing(kernels: Kernels) -> None:
     x, parameters = torch.randn(1, 16, 4, 4), torch.randn(6, 3)
     kernels.forward_fails = ValueError("no such shape")
     with pytest.raises(RuntimeError, match="shape"):
-        operator.fused(x, None, None, None, parameters, 4, 1e-5)
-    assert operator.failures == {}
+        custom_op.fused(x, None, None, None, parameters, 4, 1e-5)
+    assert backends.failures == {}
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

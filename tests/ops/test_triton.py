@@ -12,10 +12,10 @@ import reference
 import torch
 from torch import Tensor
 
-from sa_mmdet.ops.operator import AVAILABLE
+from sa_mmdet.ops import backends
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or not AVAILABLE, reason="Triton is not installed, or not used"
+    importlib.util.find_spec("triton") is None or not backends.AVAILABLE, reason="Triton is not installed, or not used"
 )
 NAMES = ("cweight", "cbias", "sweight", "sbias", "gn.weight", "gn.bias")
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
