@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import sa_mmdet.attention
-from sa_mmdet.attention import Attention
+from sa_mmdet.attention import Attention, attention_types
 from sa_mmdet.attention.efficient_channel_attention import default_kernel_size
 
 CHANNELS = 32
@@ -83,8 +83,9 @@ def build(case: Case, randomised: bool = True) -> Any:
 
 
 def test_every_registered_module_is_tested() -> None:
-    modules = {name for name in sa_mmdet.attention.__all__ if name != "Attention"}
-    assert modules == {case.cfg["type"] for case in CASES} | {cfg["type"] for cfg in OUTSIDE_BLOCKS}
+    known = {name: kind for name, kind in attention_types().items() if kind.__module__.startswith("sa_mmdet.")}
+    assert {kind.__name__ for kind in known.values()} == set(known) < set(sa_mmdet.attention.__all__)
+    assert set(known) == {case.cfg["type"] for case in CASES} | {cfg["type"] for cfg in OUTSIDE_BLOCKS}
 
 
 # Batches of one, odd and single-row maps; a single position last.
@@ -290,14 +291,13 @@ def test_the_formula_for_ecas_kernel() -> None:
         (dict(type="SqueezeExcitation", gate="swish"), "gate='swish' is unknown"),
         (
             dict(type="EfficientChannelAttention", kernel_size=4),
-            "kernel_size=4 does not fit 32 channels: it must be odd",
+            "kernel_size=4 must be odd and positive: use 5",
         ),
-        (dict(type="EfficientChannelAttention", kernel_size=33), "kernel_size=33 does not fit 32 channels"),
-        (dict(type="EfficientChannelAttention", kernel_size=-1), "kernel_size=-1 does not fit"),
+        (dict(type="EfficientChannelAttention", kernel_size=-1), "kernel_size=-1 must be odd and positive: use 1"),
         (dict(type="SpatialGroupEnhance", groups=5), "groups=5 does not fit 32 channels.*values that fit: 1, 2, 4"),
         (dict(type="SpatialGroupEnhance", groups=64), "groups=64 does not fit 32 channels"),
         (dict(type="CBAM", ratio=3), "ratio=3 does not fit"),
-        (dict(type="CBAM", kernel_size=6), "kernel_size=6 must be odd and from 1 to 127: use 7"),
+        (dict(type="CBAM", kernel_size=6), "kernel_size=6 must be odd and positive: use 7"),
         (dict(type="ShuffleAttention", groups=4, transform="linear"), "transform='linear' is unknown"),
     ],
     ids=str,
