@@ -64,7 +64,7 @@ def test_the_baked_backbone_computes_the_same(options: dict) -> None:
 
 
 def test_what_has_no_baked_form_is_refused() -> None:
-    with pytest.raises(ValueError, match="the backbone is of type 'ResNet': shuffles to bake are SAResNet's"):
+    with pytest.raises(ValueError, match="the backbone is of type 'ResNet': only an SAResNet has shuffles to bake"):
         baked_config(dict(type="ResNet", depth=50))
     plain: Any = MODELS.build(dict(type="AttentionResNet", depth=18))
     with pytest.raises(ValueError, match="AttentionResNet has no shuffle attention to bake"):

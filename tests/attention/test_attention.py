@@ -310,9 +310,9 @@ def test_what_does_not_fit_is_refused(cfg: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(attention=[dict(type="CBAM")] * 3), "3 entries, num_stages=4 asks for 4"),
-        (dict(attention=dict(type="CBAM"), plugins=PLUGIN), "CBAM stands twice at 'after_conv3' of stage 1"),
-        (dict(plugins=PLUGIN * 2), "CBAM stands twice"),
+        (dict(attention=[dict(type="CBAM")] * 3), "3 entries, but num_stages=4"),
+        (dict(attention=dict(type="CBAM"), plugins=PLUGIN), "duplicate plugin CBAM at 'after_conv3' of stage 1"),
+        (dict(plugins=PLUGIN * 2), "duplicate plugin CBAM"),
     ],
     ids=str,
 )

@@ -227,5 +227,5 @@ def test_attention_after_stages_has_no_exact_start(tmp_path: Path) -> None:
     cfg = dict(type="AttentionResNet", depth=18, stage_attention=dict(type="BAM"))
     init_cfg = dict(type="ResNetPretrained", checkpoint=str(tmp_path / "plain.pth"))
     model: Any = MODELS.build({**cfg, "init_cfg": init_cfg})
-    with pytest.raises(ValueError, match=r"layer1\.bam.* belongs to attention after a stage"):
+    with pytest.raises(ValueError, match=r"layer1\.bam.* belongs to a layer after a stage"):
         model.init_weights()

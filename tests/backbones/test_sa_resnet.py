@@ -135,10 +135,10 @@ def test_blocks_start_as_identities_like_mmdetections(depth: int) -> None:
         (dict(depth=18, groups=64), "groups=64 does not fit stages of 64, 128, 256, 512 channels.*1, 2, 4, 8, 16, 32$"),
         (dict(groups=48), "groups=48 does not fit"),
         (dict(groups=0), "groups=0 does not fit"),
-        (dict(stage_with_attention=(True,)), "1 entries, num_stages=4 asks for 4"),
+        (dict(stage_with_attention=(True,)), "1 entries, but num_stages=4"),
         (
             dict(plugins=[dict(cfg=dict(type="ShuffleAttention"), position="after_conv3")]),
-            "ShuffleAttention stands twice at 'after_conv3' of stage 1",
+            "duplicate plugin ShuffleAttention at 'after_conv3' of stage 1",
         ),
         (dict(depth=49), "invalid depth 49"),
         (dict(group=64), "unexpected keyword argument 'group'"),
