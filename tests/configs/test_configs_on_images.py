@@ -52,7 +52,7 @@ def batch(root: Path, with_mask: bool) -> Any:
 
 
 def test_the_grid_is_complete_and_minimal() -> None:
-    variants = [variant and f"{variant}-" for variant in make_tables.ATTENTION]
+    variants = [variant and f"{variant}-" for variant in make_tables.METHOD]
     detectors = {"faster_rcnn": "faster-rcnn", "mask_rcnn": "mask-rcnn", "retinanet": "retinanet"}
     wanted = {
         f"{folder}/{stem}_{variant}r{depth}_fpn_1x_coco.py"
