@@ -55,25 +55,15 @@ if backends.AVAILABLE:
         return grad_x, grad_identity, grad_scale, grad_shift, grad_parameters
 
     @fused.register_fake
-    def _(x: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
+    def _(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
         n, channels = x.shape[:2]
         dtype = at_least_float32(x)
         out = torch.empty_like(x, memory_format=backends.output_format(x))
         return out, x.new_empty((n, channels), dtype=dtype), x.new_empty((n, channels // 2), dtype=dtype)
 
     @fused_backward.register_fake
-    def _(
-        grad_out: Tensor,
-        x: Tensor,
-        out: Tensor | None,
-        mean: Tensor,
-        rstd: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        parameters: Tensor,
-        *_: object,
-        **__: object,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        _, x, out, mean, _, _, _, parameters, *_ = arguments
         grad_x = torch.empty_like(x, memory_format=backends.output_format(x))
         grad_identity = x.new_empty(0) if out is None else torch.empty_like(grad_x)
         grad_scale = x.new_empty(x.shape[1], dtype=mean.dtype)
