@@ -57,7 +57,7 @@ class MadeUpWithStart(ExactStart, MadeUpAttention):
 
 
 class MadeUpAfterStages(MadeUpAttention):
-    _abbr_ = "behind"
+    _abbr_ = "after"
     label = "After"
     after_stages = True
 
@@ -113,9 +113,9 @@ def test_converters_recognise_it_after_stages() -> None:
     cfg = dict(type="AttentionResNet", depth=18, stage_attention=dict(type="MadeUpAfterStages", ratio=8))
     state: dict[str, Tensor] = MODELS.build(cfg).state_dict()
     theirs = released(state)["state_dict"]
-    assert {"module.behind1.conv.0.weight", "module.behind3.conv.0.weight"} < set(theirs)
+    assert {"module.after1.conv.0.weight", "module.after3.conv.0.weight"} < set(theirs)
     converted = convert_tensors(theirs, "file.pth")
-    assert (converted.attention, converted.backbone) == ("behind", cfg)
+    assert (converted.attention, converted.backbone) == ("after", cfg)
     assert set(converted.state) == set(state)
 
 
