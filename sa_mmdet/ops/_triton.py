@@ -4,7 +4,7 @@ Shapes: N images, C channels, L = H * W positions, G groups, K = C / (2G) channe
 positions. A contiguous tensor is N x C x L in memory, a channels-last tensor N x L x C; kernels name both N x C x L.
 
 A program works on tiles of one image, BLOCK_L positions by BLOCK_C channels, with the channels in the order of the
-output: output channel o is computed from channel :func:`_input_channel` (o) of x. What that means in the two layouts:
+output: output channel o is computed from channel ``_input_channel(o, C)`` of x. In the two layouts this means:
 
 - contiguous: a channel is a row of L elements, and the shuffle only chooses the row;
 - channels-last: adjacent output channels come from two runs of x, one in each half of its channels, interleaved.
