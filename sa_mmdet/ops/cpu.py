@@ -159,7 +159,7 @@ class _Context:
 
 def _branches(x: Tensor, groups: int) -> tuple[Tensor, ...]:
     """Views of the channel and the spatial branch of N x C x H x W, N x 2 x G/2 x K x L each."""
-    return _split(x.unflatten(1, (2, -1)), groups)
+    return _split(x.unflatten(1, (2, x.shape[1] // 2)), groups)
 
 
 def _shuffled_branches(x: Tensor, groups: int) -> tuple[Tensor, ...]:

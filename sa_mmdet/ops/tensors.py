@@ -34,12 +34,12 @@ def shuffle_channels(x: Tensor, dim: int = 1) -> Tensor:
         x: A tensor with an even number of channels.
         dim: The axis of the channels.
     """
-    return x.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+    return x.unflatten(dim, (2, x.shape[dim] // 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 def unshuffled_halves(x: Tensor, dim: int = 1) -> Tensor:
     """A view of shuffled channels in the order before the shuffle, with an axis of the two halves: 2 x C/2."""
-    return x.unflatten(dim, (-1, 2)).transpose(dim, dim + 1)
+    return x.unflatten(dim, (x.shape[dim] // 2, 2)).transpose(dim, dim + 1)
 
 
 def unshuffle_channels(x: Tensor, dim: int = 1) -> Tensor:
