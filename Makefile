@@ -42,7 +42,7 @@ demo: install
 
 # What only a machine with a GPU can tell: the kernels' results, and their time and memory against the project's targets.
 check-gpu: install
-	$(BIN)/python -m pytest tests/test_triton.py tests/test_fused.py tests/test_endurance.py
+	$(BIN)/python -m pytest tests/ops/test_triton.py tests/ops/test_fused.py tests/training/test_endurance.py
 	$(BIN)/python tools/misc/check_targets.py --device cuda
 
 clean:

@@ -1,4 +1,4 @@
-"""Attention backbones for MMDetection. Importing the package registers them and repairs the packages that it uses."""
+"""Attention backbones for MMDetection. Importing the package registers them and repairs the libraries that it uses."""
 
 from . import compat
 
@@ -6,7 +6,7 @@ compat.stand_in()
 compat.check_stack()
 compat.apply(compat.ON_IMPORT)
 
-from . import attention, backbones, checkpoints, engine, ops  # noqa: E402  (the check above explains why these fail)
+from . import attention, backbones, checkpoints, engine, ops  # noqa: E402  (the check above names what these need)
 from .backbones import obstacles_to_fusion  # noqa: E402
 from .version import __version__  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""A detector's backbone and neck for inference: as one network, baked, and as an ONNX file."""
+"""A detector's backbone and neck for inference: as one network, without shuffles and batch norms, as an ONNX file."""
 
 import copy
 import importlib.util
@@ -23,11 +23,11 @@ from sa_mmdet.messages import one_line
 
 
 class FeatureExtractor(nn.Module):
-    """Backbone and neck: a normalised image, N x 3 x H x W, to the feature maps of the neck, if any, or the backbone.
+    """Backbone and neck as one network: from normalised images, N x 3 x H x W, to feature maps.
 
     Args:
         backbone: The backbone.
-        neck: The neck; None for the backbone's own maps.
+        neck: The neck, whose feature maps are returned; None to return those of the backbone.
     """
 
     def __init__(self, backbone: Any, neck: Any = None):
@@ -46,7 +46,7 @@ def load(cfg: Config, checkpoint: str | Path, baked: bool = False, neck: bool = 
     Args:
         cfg: The detector's config.
         checkpoint: Its weights.
-        baked: Whether to fold shuffles and batch norms into the convolutions; only an SAResNet changes.
+        baked: Whether to merge shuffles and batch norms into the convolutions; this changes only an SAResNet.
         neck: Whether to include the neck, where the config has one.
 
     Raises:
@@ -78,15 +78,15 @@ def _loaded(part: str, cfg: Any, state: dict[str, Tensor], checkpoint: str | Pat
 
 
 def bake_detector(cfg: Config, checkpoint: str | Path) -> tuple[Config, dict[str, Tensor], float]:
-    """Fold the shuffles and batch norms of a detector's or classifier's backbone into its convolutions.
+    """Merge the shuffles and batch norms of a detector's or classifier's backbone into its convolutions.
 
     Args:
         cfg: The model's config.
         checkpoint: Its weights.
 
     Returns:
-        The config with the baked backbone, all weights, and the largest difference that rounding the weights makes to
-        the backbone's outputs, relative to the largest output, on a random image.
+        The config with the baked backbone, the weights of the whole model, and the largest difference that rounding the
+        weights makes to an output of the backbone on a random image, divided by the largest output.
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
@@ -100,7 +100,7 @@ def bake_detector(cfg: Config, checkpoint: str | Path) -> tuple[Config, dict[str
     image = torch.randn(1, 3, 224, 224, generator=generator).double()
     rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
     own = {f"backbone.{key}": value.clone() for key, value in after.backbone.state_dict().items()}
-    with torch.no_grad():  # in float64, where the network's own rounding is too small to matter
+    with torch.no_grad():  # in float64, in which the rounding of the arithmetic is negligible
         pairs = list(zip(before.double()(image), after.double()(image), strict=True))
     difference = max(((one - other).abs().max() / one.abs().max()).item() for one, other in pairs)
     return new, own | rest, difference
@@ -119,14 +119,14 @@ def export_onnx(model: FeatureExtractor, target: str | Path) -> list[str]:
     Raises:
         ValueError: A library is missing, PyTorch is too old, or the file cannot be written.
     """
-    if digit_version(torch.__version__) < digit_version("2.6.0"):  # the first whose exporter takes dynamic sizes
+    if digit_version(torch.__version__) < digit_version("2.6.0"):  # the exporter takes dynamic sizes from then on
         raise ValueError(f"the export needs PyTorch 2.6 or later, found {torch.__version__}: pip install 'torch>=2.6'")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"the export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     model = copy.deepcopy(model)
     for module in model.modules():
-        if isinstance(module, ShuffleAttention):  # the exporter knows PyTorch's own operators only
+        if isinstance(module, ShuffleAttention):  # the exporter knows only PyTorch's own operators
             module.implementation = "reference"
     example = torch.randn(2, 3, 128, 160)
     with torch.no_grad():
@@ -159,7 +159,7 @@ def largest_difference(model: FeatureExtractor, file: str | Path, images: Iterab
         images: Normalised images, each N x 3 x H x W.
 
     Returns:
-        The largest absolute difference, relative to the largest output.
+        The largest absolute difference of an output, divided by the largest output.
 
     Raises:
         ValueError: ONNX Runtime is missing.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from mmengine.utils.dl_utils import collect_env
 
 from .compat import Repair, repairs
-from .ops import operator
+from .ops import backends
 from .version import __version__
 
 _LEFT_OUT = ("numpy_random_seed", "PyTorch compiling details")  # drawn at random by this process; too long
@@ -21,7 +21,7 @@ def describe() -> str:
         ),
         "Libraries": _lines(_versions()),
         "Fused shuffle attention (for a model: sa_mmdet.obstacles_to_fusion(model))": _lines(
-            operator.backends().items()
+            backends.describe().items()
         ),
         "Active repairs of other libraries": _repairs(repairs.active()),
         "Repairs that become active in distributed training without a GPU": _repairs(

@@ -1,4 +1,4 @@
-"""Baked and exported networks compute what the trained ones do."""
+"""Baked and exported networks compute what the trained networks compute."""
 
 import importlib.util
 import json
@@ -63,8 +63,8 @@ def test_the_baked_backbone_computes_the_same(options: dict) -> None:
     assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
 
 
-def test_what_has_no_baked_form_is_refused() -> None:
-    with pytest.raises(ValueError, match="the backbone is of type 'ResNet': shuffles to bake are SAResNet's"):
+def test_backbones_without_a_baked_form_are_refused() -> None:
+    with pytest.raises(ValueError, match="the backbone is of type 'ResNet': only an SAResNet has shuffles to bake"):
         baked_config(dict(type="ResNet", depth=50))
     plain: Any = MODELS.build(dict(type="AttentionResNet", depth=18))
     with pytest.raises(ValueError, match="AttentionResNet has no shuffle attention to bake"):
@@ -118,7 +118,7 @@ def test_the_exported_network_computes_the_same(
 
     operators = {node.op_type for node in onnx.load(target).graph.node}
     assert "BatchNormalization" not in operators
-    assert ("Transpose" in operators) == ("--keep-shuffle" in options)  # a shuffle is one, with two reshapes
+    assert ("Transpose" in operators) == ("--keep-shuffle" in options)  # which a shuffle consists of, with two reshapes
     assert len(onnx.load(target).graph.output) == (4 if options else 5)
 
 

@@ -106,12 +106,7 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_tests_use_public_names_and_helpers_alone() -> None:
-    # The tests of the kernels and modules that are not sorted into folders yet.
-    later = {"test_triton.py", "test_fused.py", "test_attention.py", "test_precision.py"}
-    later |= {"test_sa_resnet.py", "test_shuffle_attention.py"}
     for path in (REPOSITORY / "tests").rglob("*.py"):
-        if path.name in later:
-            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 names = [*(node.module or "").split("."), *(name.name for name in node.names)]

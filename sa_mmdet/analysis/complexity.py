@@ -16,14 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from sa_mmdet.attention import (
-    CBAM,
-    Attention,
-    EfficientChannelAttention,
-    ShuffleAttention,
-    SpatialGroupEnhance,
-    SqueezeExcitation,
-)
+from sa_mmdet.attention import Attention
 from sa_mmdet.compat.old_torch import shapes_only
 
 CONVENTIONS = ("mmengine", "paper")
@@ -32,15 +25,6 @@ BACKBONE_SHAPE = (224, 224)  # as in its Table 2
 _PROPOSALS = 1000  # of the region proposal network
 _MASKS = 100  # the number of proposals for which mask heads are counted
 _STRIDE = 32  # of the last stage
-
-# The number of times that an attention module's own pooling reads its input.
-_POOLED: dict[type[nn.Module], float] = {
-    ShuffleAttention: 0.5,
-    SqueezeExcitation: 1,
-    EfficientChannelAttention: 1,
-    SpatialGroupEnhance: 1,
-    CBAM: 2,
-}
 
 
 @dataclass
@@ -72,7 +56,8 @@ def analyze(cfg: dict[str, Any], shape: tuple[int, int] | None = None, conventio
             output element of a batch norm, 1 per output element of a ReLU, and 1 per input element of a pooling layer
             and of an attention module's own pooling. Deconvolutions are counted at their output's resolution;
             two-stage detectors have 81 classes, including the background, and their SE has no biases; a backbone has
-            a head for 1000 classes.
+            a head for 1000 classes. The attributes of :class:`sa_mmdet.attention.Attention` say what differs between
+            attention layers.
 
     Raises:
         ValueError: The convention is unknown, the shape is too small, or the model is neither a backbone nor a
@@ -125,7 +110,7 @@ def _as_paper_two_stage(found: Complexity, model: nn.Module) -> Complexity:
     biases = [
         parameter
         for module in model.modules()
-        if isinstance(module, SqueezeExcitation)
+        if isinstance(module, Attention) and not module.biases_in_detectors
         for name, parameter in module.named_parameters()
         if name.endswith("bias")
     ]
@@ -227,6 +212,8 @@ def _count_as_mmengine(model: nn.Module, image: Tensor) -> dict[str, int]:
 def _count_as_paper(model: nn.Module, image: Tensor) -> dict[str, int]:
     counts: dict[str, int] = {}
     handles = []
+    attention = [module for module in model.modules() if isinstance(module, Attention)]
+    uncounted = {layer for module in attention for layer in module.modules() if isinstance(layer, module.uncounted)}
     for name, module in model.named_modules():
 
         def count(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
@@ -237,7 +224,7 @@ def _count_as_paper(model: nn.Module, image: Tensor) -> dict[str, int]:
                     break
                 name = name.rpartition(".")[0]
 
-        if type(module) in _POOLED or not any(True for _ in module.children()):
+        if module not in uncounted and (module in attention or not any(True for _ in module.children())):
             handles.append(module.register_forward_hook(count))
     model(image)
     for handle in handles:
@@ -250,8 +237,6 @@ def _operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
     if isinstance(module, _ConvTransposeNd):
         kernel = module.weight.numel() // (module.in_channels * module.out_channels // module.groups)
         return output.numel() * kernel * module.in_channels // module.groups
-    if isinstance(module, nn.Conv1d):
-        return 0  # ECA's convolution, which the paper's Table 2 does not count
     if isinstance(module, _ConvNd):
         return output.numel() * module.weight[0].numel()
     if isinstance(module, nn.Linear):
@@ -262,4 +247,4 @@ def _operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
         return output.numel()
     if isinstance(module, _MaxPoolNd | _AvgPoolNd | _AdaptiveAvgPoolNd):
         return x.numel()
-    return int(_POOLED.get(type(module), 0) * x.numel())
+    return int(module.pooled * x.numel()) if isinstance(module, Attention) else 0

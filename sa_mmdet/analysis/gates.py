@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sa_mmdet.attention import ShuffleAttention
+from sa_mmdet.ops.tensors import shuffle_channels
 
 from .network import Box, Network, Scores
 
@@ -131,8 +132,8 @@ def only_group(module: ShuffleAttention, group: int, shuffled: bool) -> Iterator
     """
     width = module.in_channels // module.groups
     inside = torch.arange(module.in_channels) // width == group
-    if not shuffled and module.shuffle:  # output channels 2c and 2c + 1 are input channels c and c + C/2
-        inside = inside.reshape(2, -1).t().flatten()
+    if not shuffled and module.shuffle:
+        inside = shuffle_channels(inside, dim=0)
     mask = inside.float().reshape(1, -1, 1, 1)
 
     def hook(_: Any, inputs: Any, output: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
-"""Attention modules, one a file: plugin layers that any OpenMMLab config can name.
+"""Attention layers, one paper per module: plugin layers that any OpenMMLab config can name.
 
-They are registered in MMEngine's root registry, where the registries of all OpenMMLab packages look last: a plugin
-layer registered in MMDetection alone is not found when the default scope is another's.
+To add one, write a module with a subclass of :class:`Attention` (and of :class:`ExactStart`, if it can start so) and
+import it here. They are registered in MMEngine's root registry, where the registries of all OpenMMLab packages look
+last: a layer that only MMDetection registers is not found where the default scope is another package's.
 """
 
 from .baked_shuffle_attention import BakedShuffleAttention
 from .bam import BAM
-from .base import Attention
+from .base import Attention, ExactStart, LayerShapes, attention_types, label_of
 from .cbam import CBAM
 from .efficient_channel_attention import EfficientChannelAttention
 from .shuffle_attention import ShuffleAttention
@@ -19,7 +20,11 @@ __all__ = [
     "Attention",
     "BakedShuffleAttention",
     "EfficientChannelAttention",
+    "ExactStart",
+    "LayerShapes",
     "ShuffleAttention",
     "SpatialGroupEnhance",
     "SqueezeExcitation",
+    "attention_types",
+    "label_of",
 ]

@@ -4,16 +4,18 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import at_least_float32
+from sa_mmdet.ops.tensors import at_least_float32, shuffle_channels
+
+from .base import Attention
 from .shuffle_attention import ShuffleAttention
 
 
 @MODELS.register_module()
-class BakedShuffleAttention(nn.Module):
-    """x * sigmoid(norm(x) + weight * mean of x), of which one summand is constant in every channel.
+class BakedShuffleAttention(Attention):
+    """Multiply by sigmoid(norm(x) + weight * mean of x), where one of the summands is constant in every channel.
 
-    What :class:`ShuffleAttention` computes of channels that already stand where its shuffle would put them: no groups,
-    no branches, no copies, and nothing but operators that every inference engine has. N x C x H x W in and out.
+    This is what :class:`ShuffleAttention` computes if the channels are in the order of its output already. There are no
+    groups, no branches and no copies, and only operators that every inference engine has. N x C x H x W in and out.
 
     Source: SA-Net, ICASSP 2021 (arXiv 2102.00240), section 3, rearranged.
 
@@ -23,6 +25,8 @@ class BakedShuffleAttention(nn.Module):
     """
 
     _abbr_ = "sa"
+    label = ShuffleAttention.label
+    converted = False  # its weights are made here, with the config that they need
 
     def __init__(self, in_channels: int, eps: float = 1e-5):
         super().__init__()
@@ -31,10 +35,13 @@ class BakedShuffleAttention(nn.Module):
 
     @classmethod
     def of(cls, attention: ShuffleAttention) -> tuple["BakedShuffleAttention", Tensor]:
-        """The baked form, and the source of each of its channels.
+        """Make the baked form of a layer.
+
+        Returns:
+            The baked form, and for each of its channels the channel of the original layer's input (C indices).
 
         Raises:
-            ValueError: The attention is an ablation, without norm or with other transforms.
+            ValueError: The layer is an ablation, without norm or with another transform.
         """
         if attention.transform != "affine" or attention.gn is None:
             raise ValueError(
@@ -42,17 +49,17 @@ class BakedShuffleAttention(nn.Module):
                 "baked form: transform='affine' and norm=True have one"
             )
         channels, groups = attention.in_channels, attention.groups
-        # Rows of C: a group's K channels of the channel branch, then its K of the spatial branch.
+        # Vectors of C: for each group, the K channels of its channel branch, then the K of its spatial branch.
         values = {name: parameter.detach().flatten() for name, parameter in attention.named_parameters()}
-        sweight, zeros = values["sweight"], torch.zeros_like(values["cweight"])
-        slope = torch.cat((zeros, sweight * values["gn.weight"])).repeat(groups)
-        offset = torch.cat((values["cbias"], sweight * values["gn.bias"] + values["sbias"])).repeat(groups)
+        spatial_weight, zeros = values["sweight"], torch.zeros_like(values["cweight"])
+        norm_weight = torch.cat((zeros, spatial_weight * values["gn.weight"])).repeat(groups)
+        norm_bias = torch.cat((values["cbias"], spatial_weight * values["gn.bias"] + values["sbias"])).repeat(groups)
         weight = torch.cat((values["cweight"], zeros)).repeat(groups)
         baked = cls(channels, attention.eps).to(weight)
         source = torch.arange(channels)
         if attention.shuffle:
-            source = source.reshape(2, -1).t().flatten()  # where 2c and 2c + 1 come from: c and c + C/2
-        baked.norm.weight.data, baked.norm.bias.data = slope[source], offset[source]
+            source = shuffle_channels(source, dim=0)
+        baked.norm.weight.data, baked.norm.bias.data = norm_weight[source], norm_bias[source]
         baked.weight.data = weight[source].reshape(1, -1, 1, 1)
         return baked, source
 

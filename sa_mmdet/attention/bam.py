@@ -1,4 +1,4 @@
-"""Bottleneck attention module (BAM), which stands between the stages of a network."""
+"""Bottleneck attention module (BAM), which follows the stages of a network."""
 
 from collections import OrderedDict
 from typing import Any
@@ -7,11 +7,11 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import at_least_float32, check_integer
-from .squeeze_excitation import hidden_channels
+from sa_mmdet.ops.tensors import at_least_float32
 
-_DILATED = 2  # convolutions
-_LARGEST_DILATION = 64  # as large as the feature maps it is for
+from .base import Attention, LayerShapes, hidden_channels
+
+_DILATED_CONVOLUTIONS = 2
 
 
 class _ChannelAttention(nn.Module):
@@ -38,7 +38,7 @@ class _SpatialAttention(nn.Module):
         layers: OrderedDict[str, nn.Module] = OrderedDict(gate_s_conv_reduce0=nn.Conv2d(in_channels, hidden, 1))
         layers["gate_s_bn_reduce0"] = nn.BatchNorm2d(hidden)
         layers["gate_s_relu_reduce0"] = nn.ReLU()
-        for i in range(_DILATED):
+        for i in range(_DILATED_CONVOLUTIONS):
             layers[f"gate_s_conv_di_{i}"] = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
             layers[f"gate_s_bn_di_{i}"] = nn.BatchNorm2d(hidden)
             layers[f"gate_s_relu_di_{i}"] = nn.ReLU()
@@ -50,36 +50,39 @@ class _SpatialAttention(nn.Module):
 
 
 @MODELS.register_module()
-class BAM(nn.Module):
-    """x * (1 + sigmoid(channel attention * spatial attention)).
+class BAM(Attention):
+    """Multiply by 1 + sigmoid(channel attention * spatial attention).
 
-    The channels' factor, N x C x 1 x 1, is a perceptron's of their means; the positions', N x 1 x H x W, that of a
-    1 x 1 convolution to C / ratio channels, two dilated 3 x 3 ones and a 1 x 1 one to a single channel, batch norm and
-    ReLU between. N x C x H x W in and out. It stands behind a whole stage and not in the blocks
-    (``AttentionResNet(stage_attention=dict(type='BAM'))``). Parameter names are those of the released weights:
-    ``channel_att.gate_c.*``, ``spatial_att.gate_s.*``.
+    Channel attention, N x C x 1 x 1, is a perceptron of the channels' means. Spatial attention, N x 1 x H x W, is a
+    1 x 1 convolution to C / ratio channels, two dilated 3 x 3 convolutions and a 1 x 1 convolution to one channel,
+    with batch norm and ReLU between them. It follows a whole stage instead of the last norm of each block:
+    ``AttentionResNet(stage_attention=dict(type='BAM'))``. The parameters have the names of the released weights,
+    ``channel_att.gate_c.*`` and ``spatial_att.gate_s.*``.
 
     Source: BAM, BMVC 2018 (arXiv 1807.06514), equations 1-5.
 
     Args:
         in_channels: C.
-        ratio: The hidden layers have C / ratio units.
-        dilation: Of the 3 x 3 convolutions.
+        ratio: The hidden layers have C / ratio channels.
+        dilation: The dilation of the 3 x 3 convolutions.
 
     Raises:
         ValueError: ``ratio`` does not divide ``in_channels``.
     """
 
     _abbr_ = "bam"
+    label = "BAM"
+    after_stages = True
 
     def __init__(self, in_channels: int, ratio: int = 16, dilation: int = 4):
         super().__init__()
         hidden = hidden_channels(in_channels, ratio)
-        check_integer("dilation", dilation)
-        if not 1 <= dilation <= _LARGEST_DILATION:
-            raise ValueError(f"dilation={dilation} is out of range: give 1 to {_LARGEST_DILATION}")
         self.channel_att = _ChannelAttention(in_channels, hidden)
         self.spatial_att = _SpatialAttention(in_channels, hidden, dilation)
+
+    @classmethod
+    def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:
+        return dict(ratio=shapes.ratio("channel_att.gate_c.gate_c_fc_0.weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (1 + torch.sigmoid(self.channel_att(x) * self.spatial_att(x))).to(x.dtype)

@@ -1,77 +1,160 @@
-"""What the attention modules have in common."""
+"""What all attention layers have in common, and what the rest of the package asks of each."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
-import torch
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 T = TypeVar("T")
 
-_MOST_CHANNELS = 2**16  # beyond what any network has, and below what takes a machine's memory
+
+@dataclass(frozen=True)
+class LayerShapes:
+    """The shapes of an attention layer's weights in a checkpoint.
+
+    Attributes:
+        prefix: What stands before the names of the weights, such as 'layer1.0.se.'; errors name it.
+        channels: C, the channels of the feature map that the layer takes.
+        shapes: The shape of each weight, by its name without the prefix.
+    """
+
+    prefix: str
+    channels: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def size(self, name: str, axis: int) -> int:
+        """The length of an axis of a weight.
+
+        Raises:
+            ValueError: The weight is missing, or its axis is missing or empty.
+        """
+        if name not in self.shapes:
+            raise ValueError(f"{self.prefix}{name} is missing")
+        shape = self.shapes[name]
+        if len(shape) <= axis or shape[axis] < 1:
+            raise ValueError(f"{self.prefix}{name} of shape {shape} has no axis {axis} of at least one element")
+        return shape[axis]
+
+    def ratio(self, name: str) -> int:
+        """The reduction ratio of a hidden layer whose weight has one row per hidden unit."""
+        return max(1, self.channels // self.size(name, 0))
 
 
 class Attention(nn.Module):
-    """A plugin layer that gates its input, N x C x H x W in and out.
+    """A layer that multiplies a feature map by gates, N x C x H x W in and out.
 
-    Subclasses set ``_abbr_``, the name under which OpenMMLab's blocks hold the layer; together with the parameters'
-    own names it makes those of the released weights.
+    It takes the number of channels as ``in_channels``, which OpenMMLab's blocks add to the layer's config. A subclass
+    is known to the whole package once it is registered in MMEngine's ``MODELS``: configs name it, tables print its
+    label, complexity counts it, and converters recognise its weights. What they need to know is in class attributes.
+
+    Attributes:
+        _abbr_: The name under which OpenMMLab's blocks hold the layer. With the names of the parameters it makes the
+            names of the released weights, such as ``layer1.0.se.fc.0.weight``.
+        label: The name in tables and reports.
+        after_stages: Whether it follows the stages of a network instead of the last norm of each block.
+        converted: Whether converters recognise its weights in checkpoints, by ``_abbr_``.
+        foreign_names: For each beginning of a weight's name in another library's block, the beginning of the name here.
+        pooled: How many times the layer's own pooling reads each element of its input. This and the two below are what
+            the SA-Net paper counts, see :func:`sa_mmdet.analysis.analyze`.
+        uncounted: The classes of layers in it whose multiply-adds the paper does not count.
+        biases_in_detectors: Whether the paper counts its biases as parameters of two-stage detectors.
     """
 
     _abbr_: str
+    label: ClassVar[str]
+    after_stages: ClassVar[bool] = False
+    converted: ClassVar[bool] = True
+    foreign_names: ClassVar[Mapping[str, str]] = {}
+    pooled: ClassVar[float] = 1
+    uncounted: ClassVar[tuple[type[nn.Module], ...]] = ()
+    biases_in_detectors: ClassVar[bool] = True
 
-    def start_exactly(self) -> tuple[Tensor, float]:
-        """Set the values at which the module only scales and moves channels, whatever the input.
-
-        Returns:
-            The channel to which each input channel moves (C indices), and the gate that multiplies it. A network that
-            undoes both before the module computes what it computes without it.
+    @classmethod
+    def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:
+        """The options with which weights of these shapes were made.
 
         Raises:
-            ValueError: The module's options leave it no such values.
+            ValueError: A weight that tells an option is missing or has too few axes.
+        """
+        return {}
+
+
+class ExactStart:
+    """For attention layers that can start by only scaling and moving channels, whatever the input.
+
+    :class:`sa_mmdet.backbones.ResNetPretrained` undoes both in the layers before, so that the network starts by
+    computing exactly what it computes without attention.
+    """
+
+    def start_exactly(self) -> tuple[Tensor, float]:
+        """Set the parameters to such values.
+
+        Returns:
+            The channel to which each input channel moves (C indices), and the gate that multiplies all of them.
+
+        Raises:
+            ValueError: With the layer's options, no values do that.
         """
         raise NotImplementedError
 
 
-def at_least_float32(x: Tensor) -> torch.dtype:
-    """The dtype for statistics of a tensor: a sum over the positions overflows float16 and is coarse in bfloat16."""
-    return torch.promote_types(x.dtype, torch.float32)
+def attention_types() -> dict[str, type[Attention]]:
+    """All registered attention layers, by their names in configs."""
+    return {
+        name: kind
+        for name, kind in MODELS.module_dict.items()
+        if isinstance(kind, type) and issubclass(kind, Attention)
+    }
 
 
-def check_integer(option: str, value: object) -> None:
-    """Refuse what is no integer."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{option}={value!r} is a {type(value).__name__}: give an integer")
+def label_of(kind: str | type) -> str:
+    """The label of a layer in tables; for a layer that is not a registered attention layer, the name of its class.
 
-
-def check_channels(in_channels: int) -> None:
-    """Refuse a number of channels that is none."""
-    check_integer("in_channels", in_channels)
-    if not 1 <= in_channels <= _MOST_CHANNELS:
-        raise ValueError(f"in_channels={in_channels} is out of range: give 1 to {_MOST_CHANNELS}")
-
-
-def check_flags(**flags: object) -> None:
-    """Refuse values of switches that are neither True nor False."""
-    for option, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{option}={value!r} is a {type(value).__name__}: give True or False")
+    Args:
+        kind: The ``type`` in its config, with or without a scope.
+    """
+    name = kind.__name__ if isinstance(kind, type) else kind.rpartition(".")[2]
+    return attention_types()[name].label if name in attention_types() else name
 
 
 def choose(option: str, value: str, choices: Mapping[str, T]) -> T:
-    """The choice of that name, or an error that lists them."""
-    if not isinstance(value, str) or value not in choices:
+    """The choice of that name, or a ValueError that lists all choices."""
+    if value not in choices:
         raise ValueError(f"{option}={value!r} is unknown: choose one of {', '.join(map(repr, choices))}")
     return choices[value]
 
 
+def divisors(number: int) -> list[int]:
+    """All positive divisors of a number, ascending."""
+    small = [divisor for divisor in range(1, int(number**0.5) + 1) if number % divisor == 0] if number > 0 else []
+    return sorted({*small, *(number // divisor for divisor in small)})
+
+
 def check_divides(option: str, value: int, channels: int) -> None:
-    """Refuse a value that does not divide the channels, and name those that do."""
-    check_channels(channels)
-    check_integer(option, value)
-    if value < 1 or channels % value:
-        fitting = [candidate for candidate in range(1, channels + 1) if channels % candidate == 0]
+    """Raise a ValueError unless the value divides the channels; it lists the values that do."""
+    fitting = divisors(channels)
+    if value not in fitting:
         raise ValueError(
             f"{option}={value} does not fit {channels} channels: it must divide them; "
-            f"values that fit: {', '.join(map(str, fitting))}"
+            f"values that fit: {', '.join(map(str, fitting)) or 'none'}"
         )
+
+
+def check_odd(option: str, value: int) -> None:
+    """Raise a ValueError unless the value is odd and positive."""
+    if value < 1 or value % 2 == 0:
+        raise ValueError(f"{option}={value} must be odd and positive: use {max(value, 0) + 1}")
+
+
+def hidden_channels(in_channels: int, ratio: int) -> int:
+    """C / ratio, or a ValueError that lists the ratios that divide C."""
+    check_divides("ratio", ratio, in_channels)
+    return in_channels // ratio
+
+
+def zero_(layer: nn.Module) -> None:
+    """Set all parameters of a layer to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

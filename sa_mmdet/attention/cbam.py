@@ -1,4 +1,4 @@
-"""Convolutional block attention module (CBAM) as a plugin layer."""
+"""Convolutional block attention module (CBAM)."""
 
 from typing import Any
 
@@ -6,10 +6,9 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Attention, at_least_float32, check_integer
-from .squeeze_excitation import hidden_channels, zero_
+from sa_mmdet.ops.tensors import at_least_float32
 
-_LARGEST_KERNEL = 127  # as large as the feature maps it is for
+from .base import Attention, ExactStart, LayerShapes, check_odd, hidden_channels, zero_
 
 
 class _ChannelGate(nn.Module):
@@ -47,39 +46,44 @@ class _SpatialGate(nn.Module):
 
 
 @MODELS.register_module()
-class CBAM(Attention):
-    """Multiply first each channel, then each position by a gate.
+class CBAM(ExactStart, Attention):
+    """Multiply first each channel by a gate, then each position.
 
-    The channels' gate is drawn from their means and maxima by one perceptron for both, the positions' gate from the
-    mean and the maximum over the channels by a convolution and a batch norm. N x C x H x W in and out. Parameter names
-    are those of the released weights: ``ChannelGate.mlp.{1,3}.*``, ``SpatialGate.spatial.{conv,bn}.*``.
+    The gate of a channel is computed from the means and the maxima of all channels, by one perceptron for both. The
+    gate of a position is computed from the mean and the maximum over the channels, by a convolution and a batch norm.
+    N x C x H x W in and out. The parameters have the names of the released weights, ``ChannelGate.mlp.{1,3}.*`` and
+    ``SpatialGate.spatial.{conv,bn}.*``.
 
     Source: CBAM, ECCV 2018 (arXiv 1807.06521), equations 2 and 3.
 
     Args:
         in_channels: C.
         ratio: The perceptron's hidden layer has C / ratio units.
-        kernel_size: Of the positions' gate, odd.
+        kernel_size: The size of the convolution, odd.
 
     Raises:
         ValueError: ``ratio`` does not divide ``in_channels``, or ``kernel_size`` is even or not positive.
     """
 
     _abbr_ = "cbam"
+    label = "CBAM"
+    pooled = 2
 
     def __init__(self, in_channels: int, ratio: int = 16, kernel_size: int = 7):
         super().__init__()
-        check_integer("kernel_size", kernel_size)
-        if not 1 <= kernel_size <= _LARGEST_KERNEL or kernel_size % 2 == 0:
-            fitting = min(max(1, kernel_size) | 1, _LARGEST_KERNEL)
-            raise ValueError(f"kernel_size={kernel_size} must be odd and from 1 to {_LARGEST_KERNEL}: use {fitting}")
+        check_odd("kernel_size", kernel_size)
         self.in_channels = in_channels
         self.ChannelGate = _ChannelGate(in_channels, ratio)
         self.SpatialGate = _SpatialGate(kernel_size)
         self.init_weights()
 
+    @classmethod
+    def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:
+        ratio = shapes.ratio("ChannelGate.mlp.1.weight")
+        return dict(ratio=ratio, kernel_size=shapes.size("SpatialGate.spatial.conv.weight", 2))
+
     def init_weights(self) -> None:
-        """Set the batch norm's zero, which MMDetection calls for after its backbone has set every batch norm to 1."""
+        """Set the batch norm's weight to zero; MMDetection calls this after it has set those of all norms to 1."""
         nn.init.zeros_(self.SpatialGate.spatial.bn.weight)
 
     def start_exactly(self) -> tuple[Tensor, float]:

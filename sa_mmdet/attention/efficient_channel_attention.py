@@ -1,52 +1,56 @@
-"""Efficient channel attention (ECA) as a plugin layer."""
+"""Efficient channel attention (ECA)."""
 
 import math
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Attention, at_least_float32, check_channels, check_integer
+from sa_mmdet.ops.tensors import at_least_float32
+
+from .base import Attention, ExactStart, LayerShapes, check_odd
 
 
 def default_kernel_size(channels: int) -> int:
-    """The paper's formula with gamma = 2, b = 1: the odd number at or above int((log2(C) + 1) / 2)."""
+    """The paper's formula with gamma = 2 and b = 1: int((log2(C) + 1) / 2), plus 1 if that is even."""
     kernel_size = int((math.log2(channels) + 1) / 2)
     return kernel_size if kernel_size % 2 else kernel_size + 1
 
 
 @MODELS.register_module()
-class EfficientChannelAttention(Attention):
-    """Multiply each channel by a gate drawn from the means of its neighbours, by a convolution along the channels.
+class EfficientChannelAttention(ExactStart, Attention):
+    """Multiply each channel by a gate that a convolution along the channels computes from the means of its neighbours.
 
-    N x C x H x W in and out. The parameter bears the released weights' name, ``conv.weight``.
+    N x C x H x W in and out. The parameter has the name of the released weights, ``conv.weight``.
 
     Source: ECA-Net, CVPR 2020 (arXiv 1910.03151), equations 5 and 9.
 
     Args:
         in_channels: C.
-        kernel_size: Odd, at most C; the paper's formula if None. The released weights differ from the formula: 3, 5,
-            5, 7 by stage for ResNet-50 and 3, 3, 5, 7 for ResNet-101.
+        kernel_size: The size of the convolution, odd; None for the paper's formula. The released weights differ from
+            the formula: 3, 5, 5, 7 by stage for ResNet-50 and 3, 3, 5, 7 for ResNet-101.
 
     Raises:
-        ValueError: ``kernel_size`` is even, not positive or above ``in_channels``.
+        ValueError: ``kernel_size`` is even or not positive.
     """
 
     _abbr_ = "eca"
+    label = "ECA"
+    foreign_names = {"se.conv.": "conv."}  # timm
+    uncounted = (nn.Conv1d,)
 
     def __init__(self, in_channels: int, kernel_size: int | None = None):
         super().__init__()
-        check_channels(in_channels)
         if kernel_size is None:
             kernel_size = default_kernel_size(in_channels)
-        check_integer("kernel_size", kernel_size)
-        if kernel_size % 2 == 0 or not 1 <= kernel_size <= in_channels:
-            raise ValueError(
-                f"kernel_size={kernel_size} does not fit {in_channels} channels: it must be odd and from 1 to "
-                f"{in_channels}; the formula gives {default_kernel_size(in_channels)}"
-            )
+        check_odd("kernel_size", kernel_size)
         self.in_channels = in_channels
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    @classmethod
+    def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:
+        return dict(kernel_size=shapes.size("conv.weight", 2))
 
     def start_exactly(self) -> tuple[Tensor, float]:
         nn.init.zeros_(self.conv.weight)

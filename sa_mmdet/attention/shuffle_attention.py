@@ -1,4 +1,4 @@
-"""Shuffle attention (SA) as a plugin layer."""
+"""Shuffle attention (SA)."""
 
 import math
 from typing import Any
@@ -8,51 +8,53 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from sa_mmdet.ops import shuffle_attention, shuffle_attention_gates, shuffle_attention_residual
+from sa_mmdet.ops import Parameters, shuffle_attention, shuffle_attention_gates, shuffle_attention_residual
+from sa_mmdet.ops.functional import shuffle_attention_normalised, spatial_branch
 from sa_mmdet.ops.fusion import IMPLEMENTATIONS, Replaceable, obstacle_in_groups, obstacle_in_modules, use_fused
-from sa_mmdet.ops.shuffle_attention import shuffle_attention_normalised, spatial_branch
+from sa_mmdet.ops.tensors import unshuffle_channels
 
-from .base import Attention, check_channels, check_flags, check_integer, choose
+from .base import Attention, ExactStart, LayerShapes, choose, divisors
 
-_Six = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 _GROUP_NORM = Replaceable(nn.GroupNorm)
 
-# To torch.fx, which follows no decision that a tensor's shape makes, each of these is one node.
+# torch.fx cannot follow decisions that depend on a tensor's shape: each of these becomes one node of its graph.
 for _name in ("shuffle_attention", "shuffle_attention_normalised", "spatial_branch"):
     torch.fx.wrap(_name)
 
 
 def fitting_groups(channels: int) -> list[int]:
     """The values of ``groups`` that fit a number of channels: those whose double divides it."""
-    return [groups for groups in range(1, channels // 2 + 1) if channels % (2 * groups) == 0]
+    return [] if channels % 2 else divisors(channels // 2)
 
 
 @MODELS.register_module()
-class ShuffleAttention(Attention):
-    """Shuffle attention: channel and spatial gates for the two halves of each group, then a channel shuffle.
+class ShuffleAttention(ExactStart, Attention):
+    """Multiply the two halves of each group of channels by channel gates and spatial gates, and shuffle the channels.
 
-    N x C x H x W in and out; see :func:`sa_mmdet.ops.shuffle_attention` for the arithmetic. The parameters bear the
-    names of the released weights and number 6K, K = C / (2 * groups).
+    N x C x H x W in and out; see :func:`sa_mmdet.ops.shuffle_attention` for the arithmetic. The 6K parameters, with
+    K = C / (2 * groups), have the names of the released weights.
 
     Source: SA-Net, ICASSP 2021 (arXiv 2102.00240), section 3.
 
     Args:
         in_channels: C.
-        groups: Groups of channels that share the parameters; its double divides C.
+        groups: The number of groups, which share the parameters; 2 * groups divides C.
         eps: Added to the variance of the spatial branch.
-        norm: Whether the spatial branch is standardised. This and the options below are the paper's ablations (its
+        norm: Whether to normalise the spatial branch. This and the options below are the paper's ablations (its
             Table 1); their defaults are shuffle attention as published.
-        transform: What stands before the gates: a scale and shift a channel ('affine'), a 1 x 1 convolution within
-            the branch ('conv'), or nothing ('none').
-        shuffle: Whether the channels are shuffled.
+        transform: What computes the gates' logits: 'affine' for a scale and a shift per channel, 'conv' for a 1 x 1
+            convolution within the branch, 'none' for nothing.
+        shuffle: Whether to shuffle the channels.
         implementation: 'fused', 'reference' or 'auto', see :func:`sa_mmdet.ops.shuffle_attention`.
 
     Raises:
-        ValueError: ``groups`` does not fit ``in_channels`` (names the values that do), or ``transform`` or
+        ValueError: ``groups`` does not fit ``in_channels`` (the error lists the values that do), or ``transform`` or
             ``implementation`` is unknown.
     """
 
     _abbr_ = "sa"
+    label = "SA"
+    pooled = 0.5
     cweight: nn.Parameter | None
     cbias: nn.Parameter | None
     sweight: nn.Parameter | None
@@ -69,15 +71,11 @@ class ShuffleAttention(Attention):
         implementation: str = "auto",
     ):
         super().__init__()
-        check_channels(in_channels)
-        check_integer("groups", groups)
-        check_flags(norm=norm, shuffle=shuffle)
-        if not isinstance(eps, int | float) or not 0 < eps < math.inf:
-            raise ValueError(f"eps={eps!r} must be a positive number, such as 1e-5")
-        if groups not in fitting_groups(in_channels):
+        fitting = fitting_groups(in_channels)
+        if groups not in fitting:
             raise ValueError(
                 f"groups={groups} does not fit {in_channels} channels: 2 * groups must divide them; "
-                f"values that fit: {', '.join(map(str, fitting_groups(in_channels))) or 'none'}"
+                f"values that fit: {', '.join(map(str, fitting)) or 'none'}"
             )
         self.in_channels, self.groups = in_channels, groups
         self.transform, self.shuffle = transform, shuffle
@@ -90,8 +88,12 @@ class ShuffleAttention(Attention):
         self.gn = nn.GroupNorm(k, k, eps) if norm else None
         self.reset_parameters()
 
+    @classmethod
+    def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:
+        return dict(groups=max(1, shapes.channels // (2 * shapes.size("cweight", 1))))
+
     def reset_parameters(self) -> None:
-        """Set the initial values of the paper, at which both gates are sigmoid(1) for every input."""
+        """Set the paper's initial values, at which all gates are sigmoid(1), whatever the input."""
         for name, parameter in self.named_parameters(recurse=False):
             nn.init.constant_(parameter, 1.0 if name.endswith("bias") else 0.0)
         if self.gn is not None:
@@ -106,7 +108,7 @@ class ShuffleAttention(Attention):
         self.reset_parameters()
         destination = torch.arange(self.in_channels)
         if self.shuffle:
-            destination = destination.reshape(-1, 2).t().flatten()
+            destination = unshuffle_channels(destination, dim=0)
         return destination, 1 / (1 + math.exp(-1))
 
     @property
@@ -115,7 +117,7 @@ class ShuffleAttention(Attention):
         return getattr(self.gn, "eps", 0.0)
 
     def obstacle_to_fusion(self) -> str | None:
-        """Why the operator does not compute what this module does, or None."""
+        """Why the fused operator does not compute what this layer does, or None."""
         if self.transform != "affine" or not self.shuffle or self.gn is None:
             return "it is one of the ablations"
         return obstacle_in_groups(self.groups, self.in_channels) or self._obstacle_in_norm()
@@ -129,14 +131,14 @@ class ShuffleAttention(Attention):
             return obstacle
         k = self.in_channels // (2 * self.groups)
         changed = norm.weight is None or norm.bias is None or norm.num_groups != k
-        return "gn is not one of a group a channel with weight and bias" if changed else None
+        return "gn does not have one group per channel, a weight and a bias" if changed else None
 
-    def _parameters_in_order(self) -> _Six:
-        gamma, beta = getattr(self.gn, "weight", None), getattr(self.gn, "bias", None)
-        return self.cweight, self.cbias, self.sweight, self.sbias, gamma, beta
+    def _parameters_in_order(self) -> Parameters:
+        norm_weight, norm_bias = getattr(self.gn, "weight", None), getattr(self.gn, "bias", None)
+        return Parameters(self.cweight, self.cbias, self.sweight, self.sbias, norm_weight, norm_bias)
 
     def _normalised(self, x: Tensor) -> Tensor:
-        """What the normalisation itself makes of the spatial branch."""
+        """The spatial branch (NG x K x H x W) as the layer's own normalisation returns it."""
         norm: Any = self.gn
         dtype = next((parameter.dtype for parameter in norm.parameters()), None)
         return norm(spatial_branch(x, self.groups, dtype))
@@ -151,12 +153,19 @@ class ShuffleAttention(Attention):
         # A graph of torch.fx holds the normalisation as a module.
         obstacle = self._obstacle_in_norm() or ("torch.fx traces it" if isinstance(x, Proxy) else None)
         if self.gn is not None and obstacle:
-            use_fused(self.implementation, obstacle)  # which refuses 'fused'
+            use_fused(self.implementation, obstacle)  # raises if the implementation is 'fused'
             return shuffle_attention_normalised(x, self._normalised(x), parameters, self.groups, self.shuffle)
         return shuffle_attention(x, *parameters, self.groups, self.eps, self.shuffle, self.implementation)
 
     def forward_residual(self, x: Tensor, identity: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """The end of a block, relu(identity + forward(scale * x + shift)), as one operator where that applies."""
+        """Compute the end of a block, relu(identity + forward(scale * x + shift)), as one operator where possible.
+
+        Args:
+            x: N x C x H x W.
+            identity: N x C x H x W.
+            scale: C elements.
+            shift: C elements.
+        """
         return shuffle_attention_residual(
             x,
             identity,

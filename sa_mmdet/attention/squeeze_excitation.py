@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation (SE) as a plugin layer."""
+"""Squeeze-and-excitation (SE)."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Attention, at_least_float32, check_divides, check_flags, choose
+from sa_mmdet.ops.tensors import at_least_float32
+
+from .base import Attention, ExactStart, LayerShapes, choose, hidden_channels, zero_
 
 _GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
@@ -27,11 +29,11 @@ _POOLS = {"avg": _average, "max": _maximum, "none": _none}
 
 
 @MODELS.register_module()
-class SqueezeExcitation(Attention):
-    """Multiply each channel by a gate that two fully connected layers draw from all channels' means.
+class SqueezeExcitation(ExactStart, Attention):
+    """Multiply each channel by a gate that two fully connected layers compute from the means of all channels.
 
-    N x C x H x W in and out. Parameter names are those of both released families: ``fc.{0,2}.weight`` and, with
-    ``bias``, ``fc.{0,2}.bias``.
+    N x C x H x W in and out. The parameters have the names of both families of released weights: ``fc.{0,2}.weight``
+    and, with ``bias``, ``fc.{0,2}.bias``.
 
     Source: Squeeze-and-Excitation Networks, CVPR 2018 (arXiv 1709.01507), equations 2-4; the options are those of its
     ablations.
@@ -40,7 +42,7 @@ class SqueezeExcitation(Attention):
         in_channels: C.
         ratio: The hidden layer has C / ratio units.
         bias: Whether the layers have biases.
-        pool: Squeeze by 'avg', by 'max', or not at all ('none': a gate a position).
+        pool: 'avg' for the means, 'max' for the maxima, 'none' for a gate per position without pooling.
         gate: 'sigmoid', 'tanh' or 'relu'.
 
     Raises:
@@ -48,6 +50,14 @@ class SqueezeExcitation(Attention):
     """
 
     _abbr_ = "se"
+    label = "SE"
+    foreign_names = {
+        "se.fc1.": "fc.0.",  # timm
+        "se.fc2.": "fc.2.",
+        "se_layer.conv1.conv.": "fc.0.",  # MMPretrain
+        "se_layer.conv2.conv.": "fc.2.",
+    }
+    biases_in_detectors = False
     fc: Any  # to the type checker a Sequential's items are tensors or modules
 
     def __init__(self, in_channels: int, ratio: int = 16, bias: bool = True, pool: str = "avg", gate: str = "sigmoid"):
@@ -55,14 +65,17 @@ class SqueezeExcitation(Attention):
         self.squeeze = choose("pool", pool, _POOLS)
         self.gate = choose("gate", gate, _GATES)
         self.pool, self.gate_name = pool, gate
-        check_flags(bias=bias)
         hidden = hidden_channels(in_channels, ratio)
         self.fc = nn.Sequential(
             nn.Linear(in_channels, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, in_channels, bias=bias)
         )
 
+    @classmethod
+    def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:
+        return dict(ratio=shapes.ratio("fc.0.weight"), bias="fc.0.bias" in shapes.shapes)
+
     def start_exactly(self) -> tuple[Tensor, float]:
-        """See :meth:`Attention.start_exactly`; needs a gate that is not zero at zero, which the sigmoid is."""
+        """Set the last layer to zero, see :meth:`ExactStart.start_exactly`; the gate must not be zero at zero."""
         if self.gate_name != "sigmoid":
             raise ValueError(
                 f"SqueezeExcitation with gate={self.gate_name!r} starts at a gate of zero and cannot start as a plain "
@@ -75,15 +88,3 @@ class SqueezeExcitation(Attention):
         gate = self.gate(self.fc(self.squeeze(x).to(self.fc[0].weight.dtype)))
         gate = gate.permute(0, 3, 1, 2) if self.pool == "none" else gate[:, :, None, None]
         return x * gate.to(x.dtype)
-
-
-def hidden_channels(in_channels: int, ratio: int) -> int:
-    """C / ratio, or an error that names the ratios that divide C."""
-    check_divides("ratio", ratio, in_channels)
-    return in_channels // ratio
-
-
-def zero_(layer: nn.Module) -> None:
-    """Set all parameters of a layer to zero."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)

@@ -1,6 +1,6 @@
-"""Backbones with attention, and the weights that they start from."""
+"""Backbones with attention, and how they start from the weights of a plain ResNet."""
 
-from .attention_resnet import AttentionResNet, SAResNet
+from .attention_resnet import AttentionResNet, SAResNet, attention_label
 from .baked import BakedSAResNet, bake
 from .basic_block import PluginBasicBlock
 from .bottleneck import obstacles_to_fusion
@@ -12,6 +12,7 @@ __all__ = [
     "PluginBasicBlock",
     "ResNetPretrained",
     "SAResNet",
+    "attention_label",
     "bake",
     "obstacles_to_fusion",
 ]

@@ -1,39 +1,38 @@
-"""ResNet with attention in its blocks, and SA-Net, ResNet with shuffle attention."""
+"""ResNet with attention in its blocks, and SA-Net, which is ResNet with shuffle attention."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmcv.cnn import build_plugin_layer
 from mmdet.models.backbones.resnet import ResNet
 from mmdet.registry import MODELS
 
-from sa_mmdet.attention.shuffle_attention import fitting_groups
+from sa_mmdet.attention import ShuffleAttention, label_of
 
 from .basic_block import PluginBasicBlock
 from .bottleneck import FusedBottleneck
+from .checks import check_duplicates, check_groups, one_per_stage
 
 
 @MODELS.register_module()
 class AttentionResNet(ResNet):
-    """ResNet with an attention module after the last norm of each block, before the residual addition.
+    """ResNet with an attention layer after the last norm of each block, before the residual addition.
 
-    Takes all options of :class:`mmdet.models.ResNet`, of which it differs in two things: ``attention`` is shorter
-    than a list of plugins, and depths 18 and 34 take plugins too, at the position 'after_conv2'.
+    Takes all options of :class:`mmdet.models.ResNet`. It differs in two points: ``attention`` is shorter than a list of
+    plugins, and depths 18 and 34 take plugins, too, at the position 'after_conv2'.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        attention: Config of a plugin layer, such as ``dict(type='SqueezeExcitation', ratio=16)``, or a list of one a
-            stage; None in the list leaves a stage without.
-        stage_with_attention: A flag a stage; all stages have attention if None.
-        plugins: Plugin layers beside the attention, as ResNet takes them. Those at the attention's own position run
-            after it.
-        stage_attention: Config of a layer behind each stage but the last, such as ``dict(type='BAM')``.
+        attention: The config of a plugin layer, such as ``dict(type='SqueezeExcitation', ratio=16)``, or a list of one
+            config per stage, where None leaves a stage without attention.
+        stage_with_attention: One flag per stage; None for attention in all stages.
+        plugins: Further plugin layers, as ResNet takes them. At the position of the attention they run after it.
+        stage_attention: The config of a layer that follows each stage but the last, such as ``dict(type='BAM')``.
         **kwargs: As :class:`mmdet.models.ResNet` takes them.
 
     Raises:
-        ValueError: ``attention`` or ``stage_with_attention`` has not one entry a stage, or ``plugins`` names a type
-            twice at one position.
+        ValueError: ``attention`` or ``stage_with_attention`` does not have one entry per stage, or two plugins of the
+            same type are at the same position.
     """
 
     arch_settings = {
@@ -51,12 +50,12 @@ class AttentionResNet(ResNet):
         **kwargs: Any,
     ):
         num_stages = kwargs.get("num_stages", 4)
-        one_for_all = attention is None or isinstance(attention, dict)
-        layers = _one_a_stage("attention", [attention] * num_stages if one_for_all else attention, num_stages, dict)
+        if attention is None or isinstance(attention, dict):
+            attention = [attention] * num_stages
+        layers = one_per_stage("attention", attention, num_stages)
         flags = _flags(stage_with_attention, num_stages)
-        _check_layers(attention=layers, stage_attention=[stage_attention], plugins=[] if plugins is None else plugins)
         layers = [layer if flag else None for layer, flag in zip(layers, flags, strict=True)]
-        if depth in self.arch_settings:  # otherwise ResNet says what is wrong
+        if depth in self.arch_settings:  # otherwise ResNet raises the error
             position = "after_conv2" if self.arch_settings[depth][0] is PluginBasicBlock else "after_conv3"
             own = [
                 dict(cfg=layer, stages=tuple(i == stage for i in range(num_stages)), position=position)
@@ -64,12 +63,12 @@ class AttentionResNet(ResNet):
                 if layer is not None
             ]
             plugins = own + list(plugins or [])
-            _check_twice(plugins, num_stages)
+            check_duplicates(plugins, num_stages)
         super().__init__(depth, plugins=plugins or None, **kwargs)
         if stage_attention is not None:
-            self._attend_behind_stages(stage_attention)
+            self._add_after_stages(stage_attention)
 
-        # ResNet gives its own blocks this start and does not know subclasses of them.
+        # ResNet gives its own blocks this start, and does not know subclasses of them.
         starts_from_scratch = kwargs.get("init_cfg") is None and kwargs.get("pretrained") is None
         if self.zero_init_residual and starts_from_scratch:
             for block in self.modules():
@@ -77,30 +76,30 @@ class AttentionResNet(ResNet):
                     last = block.norm2_name if isinstance(block, PluginBasicBlock) else block.norm3_name
                     block.init_cfg = dict(type="Constant", val=0, override=dict(name=last))
 
-    def _attend_behind_stages(self, cfg: dict) -> None:
+    def _add_after_stages(self, cfg: dict) -> None:
         """Append the layer to the stages themselves, whose forward then runs it."""
         for name in self.res_layers[:-1]:
             stage = getattr(self, name)
             stage.add_module(*build_plugin_layer(cfg, in_channels=stage[-1].conv1.in_channels))
-        self._freeze_stages()  # as ResNet did before these layers were there
+        self._freeze_stages()  # ResNet has done so before these layers existed
 
 
 @MODELS.register_module()
 class SAResNet(AttentionResNet):
     """ResNet with shuffle attention after the last norm of each block, before the residual addition.
 
-    Takes all options of :class:`mmdet.models.ResNet`. The parameters bear the names of the released SA-Net weights
-    (``layer1.0.sa.cweight``, ...), so that these load through ``init_cfg=dict(type='Pretrained', ...)``; a plain
-    ResNet's load through ``init_cfg=dict(type='ResNetPretrained', ...)``.
+    Takes all options of :class:`mmdet.models.ResNet`. The parameters have the names of the released SA-Net weights
+    (``layer1.0.sa.cweight``, ...), so that these load by ``init_cfg=dict(type='Pretrained', ...)``. The weights of a
+    plain ResNet load by ``init_cfg=dict(type='ResNetPretrained', ...)``.
 
-    Source: SA-Net, ICASSP 2021 (arXiv 2102.00240); 64 groups in every stage.
+    Source: SA-Net, ICASSP 2021 (arXiv 2102.00240), with 64 groups in every stage.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        groups: Groups of shuffle attention; its double divides the channels of every stage that has attention.
-        stage_with_attention: A flag a stage; all stages have attention if None.
+        groups: The number of groups of shuffle attention; 2 * groups divides the channels of every stage that has it.
+        stage_with_attention: One flag per stage; None for attention in all stages.
         implementation: 'fused', 'reference' (MMDetection's block and PyTorch's own operators) or 'auto', which fuses
-            where that applies; same parameters, same results.
+            where that is possible; the parameters and the results are the same.
         **kwargs: As :class:`AttentionResNet` takes them.
 
     Raises:
@@ -116,72 +115,34 @@ class SAResNet(AttentionResNet):
         **kwargs: Any,
     ):
         if depth in self.arch_settings:
-            stages = range(kwargs.get("num_stages", 4))
-            flags = _flags(stage_with_attention, len(stages))
-            expansion = self.arch_settings[depth][0].expansion
-            channels = [kwargs.get("base_channels", 64) * expansion * 2**stage for stage in stages]
-            _check_groups(groups, [c for c, attends in zip(channels, flags, strict=False) if attends])
+            flags = _flags(stage_with_attention, kwargs.get("num_stages", 4))
+            width = kwargs.get("base_channels", 64) * self.arch_settings[depth][0].expansion
+            check_groups(groups, [width * 2**stage for stage, flag in enumerate(flags) if flag])
         attention = dict(type="ShuffleAttention", groups=groups, implementation=implementation)
         super().__init__(depth, attention=attention, stage_with_attention=stage_with_attention, **kwargs)
 
 
-def _flags(stage_with_attention: Any, num_stages: int) -> list[bool]:
-    if stage_with_attention is None:
-        return [True] * num_stages
-    return _one_a_stage("stage_with_attention", stage_with_attention, num_stages, bool)
+def attention_label(cfg: Mapping[str, Any]) -> str:
+    """The attention in a backbone's config, as tables name it: 'SA', 'SE', ...; 'none' for a plain ResNet.
+
+    Several kinds are joined by '+'. A backbone of another class adds its own name.
+
+    Args:
+        cfg: The config of the backbone.
+    """
+    name = str(cfg["type"]).rpartition(".")[2]
+    plugins = [plugin.get("cfg") for plugin in _as_list(cfg.get("plugins")) if isinstance(plugin, Mapping)]
+    layers = [*_as_list(cfg.get("attention")), *plugins, cfg.get("stage_attention")]
+    labels = [ShuffleAttention.label] if name == "SAResNet" else []
+    labels += [] if name in ("ResNet", "AttentionResNet", "SAResNet") else [name]
+    labels += [label_of(layer["type"]) for layer in layers if isinstance(layer, Mapping) and layer.get("type")]
+    return "+".join(dict.fromkeys(labels)) or "none"
 
 
-def _one_a_stage(name: str, entries: Any, num_stages: int, kind: type) -> list[Any]:
-    """The entries as a list, or an error if they are not one a stage."""
-    if not isinstance(entries, list | tuple) or not all(e is None or isinstance(e, kind) for e in entries):
-        raise TypeError(f"{name}={entries!r} is no list of {kind.__name__}s: give one a stage")
-    if len(entries) != num_stages:
-        raise ValueError(
-            f"{name}={entries} has {len(entries)} entries, num_stages={num_stages} asks for {num_stages}: give one a "
-            "stage"
-        )
-    return list(entries)
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _check_layers(**options: Any) -> None:
-    """Refuse what are no configs of plugin layers."""
-    for name, layers in options.items():
-        if not isinstance(layers, list | tuple):
-            raise TypeError(f"{name}={layers!r} is no list: give configs of plugin layers")
-        for layer in layers:
-            if name == "plugins":
-                cfg = layer.get("cfg") if isinstance(layer, dict) and isinstance(layer.get("position"), str) else None
-            elif layer is None:
-                continue
-            else:
-                cfg = layer
-            if not isinstance(cfg, dict) or not isinstance(cfg.get("type"), str | type):
-                example = (
-                    "dict(cfg=dict(type='CBAM'), position='after_conv2')" if name == "plugins" else "dict(type='CBAM')"
-                )
-                raise TypeError(f"{name}: {layer!r} is no config of a plugin layer, such as {example}")
-
-
-def _check_groups(groups: int, channels: Sequence[int]) -> None:
-    """Refuse a number of groups that does not fit the channels of all stages with attention."""
-    fitting = fitting_groups(math.gcd(*channels)) if channels else [groups]
-    if groups not in fitting:
-        raise ValueError(
-            f"groups={groups} does not fit stages of {', '.join(map(str, channels))} channels: 2 * groups must divide "
-            f"each; values that fit: {', '.join(map(str, fitting)) or 'none'}"
-        )
-
-
-def _check_twice(plugins: Sequence[dict], num_stages: int) -> None:
-    """Refuse a plugin that stands twice at one position of a stage, whose names would collide."""
-    seen = set()
-    for plugin in plugins:
-        stages = plugin.get("stages") or (True,) * num_stages
-        for stage in (i for i, attends in enumerate(stages) if attends):
-            key = (stage, str(plugin["cfg"]["type"]), plugin["cfg"].get("postfix", ""))
-            if (key, plugin["position"]) in seen:
-                raise ValueError(
-                    f"{key[1]} stands twice at {plugin['position']!r} of stage {stage + 1}, once perhaps as the "
-                    "backbone's own attention: leave one out, or give one a postfix"
-                )
-            seen.add((key, plugin["position"]))
+def _flags(stage_with_attention: Sequence[bool] | None, num_stages: int) -> list[bool]:
+    flags = [True] * num_stages if stage_with_attention is None else stage_with_attention
+    return one_per_stage("stage_with_attention", flags, num_stages)

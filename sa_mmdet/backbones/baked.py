@@ -1,4 +1,4 @@
-"""SA-Net for inference: neither batch norms nor shuffles."""
+"""SA-Net for inference, without batch norms and shuffles."""
 
 import copy
 from typing import Any
@@ -7,16 +7,15 @@ from mmcv.cnn import fuse_conv_bn
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from sa_mmdet.attention.baked_shuffle_attention import BakedShuffleAttention
-from sa_mmdet.attention.shuffle_attention import ShuffleAttention
+from sa_mmdet.attention import BakedShuffleAttention, ShuffleAttention
 
 from .attention_resnet import AttentionResNet
-from .resnet_pretrained import plugin_positions
+from .exact_start import plugin_positions
 
 
 @MODELS.register_module()
 class BakedSAResNet(AttentionResNet):
-    """SAResNet whose batch norms and shuffles are in its convolutions; for inference alone.
+    """An SAResNet whose convolutions do the work of its batch norms and shuffles, for inference only.
 
     Its weights come from :func:`bake`. Takes all options of :class:`SAResNet` but ``groups`` and ``implementation``.
 
@@ -33,51 +32,58 @@ class BakedSAResNet(AttentionResNet):
 
 
 def bake(backbone: AttentionResNet) -> dict[str, Tensor]:
-    """The weights with which :class:`BakedSAResNet` computes what a backbone does.
+    """Compute the weights with which :class:`BakedSAResNet` computes what a backbone does.
 
-    The rows of the convolution and of the batch norm before each attention are put where the shuffle would move their
-    channels, the attention's parameters with them; then all batch norms go into their convolutions.
+    The channels of the convolution and of the batch norm before each attention are put where the shuffle would move
+    them, and so are the attention's parameters. Then all batch norms are merged into their convolutions.
 
     Args:
-        backbone: With shuffle attention; left as it is.
+        backbone: A backbone with shuffle attention; it is not changed.
+
+    Returns:
+        The state dict of the baked backbone.
 
     Raises:
-        ValueError: It has none, or an attention that has no baked form or follows another plugin.
+        ValueError: The backbone has no shuffle attention, or one that has no baked form or follows another plugin.
     """
     model: Any = copy.deepcopy(backbone)
     dtype = next(model.parameters()).dtype
-    model.double().eval()  # products of float32 weights are rounded once
+    model.double().eval()  # so that products of float32 weights are rounded only once
     found = 0
-    for block in list(model.modules()):
-        for conv_name, norm_name, plugins in plugin_positions(block):
-            shuffling = [plugin for plugin in plugins if isinstance(plugin, ShuffleAttention)]
-            if not shuffling:
-                continue
-            if shuffling != plugins[:1]:
-                raise ValueError(
-                    f"shuffle attention after {conv_name} is not the one plugin there that shuffles, or first"
-                )
-            baked, source = BakedShuffleAttention.of(shuffling[0])
-            name = next(name for name, child in block.named_children() if child is shuffling[0])
-            setattr(block, name, baked)
-            conv, norm = getattr(block, conv_name), getattr(block, norm_name)
-            for tensor in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
-                tensor.data = tensor.data[source.to(tensor.device)]
-            found += 1
+    for position in list(plugin_positions(model)):
+        block, shuffling = position.block, [p for p in position.plugins if isinstance(p, ShuffleAttention)]
+        if not shuffling:
+            continue
+        if shuffling != position.plugins[:1]:
+            raise ValueError(
+                f"{position.prefix}{position.conv_name}: shuffle attention must be the first plugin after it and the "
+                "only one that shuffles"
+            )
+        baked, source = BakedShuffleAttention.of(shuffling[0])
+        name = next(name for name, child in block.named_children() if child is shuffling[0])
+        setattr(block, name, baked)
+        conv: Any = getattr(block, position.conv_name)
+        norm: Any = getattr(block, position.norm_name)
+        for tensor in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.data = tensor.data[source.to(tensor.device)]
+        found += 1
     if not found:
         raise ValueError(f"{type(backbone).__name__} has no shuffle attention to bake")
     return fuse_conv_bn(model).to(dtype).state_dict()
 
 
 def baked_config(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The config of the backbone that takes what :func:`bake` makes of a backbone of config ``cfg``.
+    """The config of the backbone that takes the weights that :func:`bake` computes.
+
+    Args:
+        cfg: The config of the backbone that is baked.
 
     Raises:
-        ValueError: It is no SAResNet's.
+        ValueError: It is not the config of an SAResNet.
     """
     scope, _, name = str(cfg.get("type")).rpartition(".")
     if name != "SAResNet":
-        raise ValueError(f"the backbone is of type {cfg.get('type')!r}: shuffles to bake are SAResNet's")
+        raise ValueError(f"the backbone is of type {cfg.get('type')!r}: only an SAResNet has shuffles to bake")
     left_out = ("type", "groups", "implementation", "init_cfg", "pretrained", "frozen_stages", "zero_init_residual")
     kept = {key: value for key, value in cfg.items() if key not in left_out}
     return dict(type=f"{scope}.BakedSAResNet" if scope else "BakedSAResNet", **kept)

@@ -10,13 +10,13 @@ class PluginBasicBlock(BasicBlock):
     """MMDetection's BasicBlock with plugin layers between its last norm and the residual addition.
 
     Args:
-        inplanes: Input channels.
-        planes: Output channels.
-        plugins: As MMDetection's Bottleneck takes them; the one position there is here is 'after_conv2'.
+        inplanes: The number of input channels.
+        planes: The number of output channels.
+        plugins: As MMDetection's Bottleneck takes them; the only position is 'after_conv2'.
         **kwargs: As :class:`mmdet.models.backbones.resnet.BasicBlock` takes them.
 
     Raises:
-        ValueError: A plugin names another position.
+        ValueError: A plugin has another position.
     """
 
     make_block_plugins = Bottleneck.make_block_plugins
@@ -36,7 +36,7 @@ class PluginBasicBlock(BasicBlock):
 
     @property
     def norm2(self) -> Any:
-        """The last norm, and the plugins after it: the inherited forward, which calls this, runs both."""
+        """The last norm and the plugins after it; the inherited forward calls this, and so runs both."""
         return self._norm2_then_plugins
 
     def _norm2_then_plugins(self, x: Tensor) -> Tensor:

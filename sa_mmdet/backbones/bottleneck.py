@@ -1,4 +1,4 @@
-"""A Bottleneck that runs its tail, batch norm to ReLU, as one operator where it can."""
+"""A Bottleneck that computes its tail, from the last batch norm to the last ReLU, as one operator where possible."""
 
 from typing import Any
 
@@ -9,22 +9,22 @@ from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
 
 from sa_mmdet.attention import ShuffleAttention
-from sa_mmdet.ops import operator
+from sa_mmdet.ops import backends
 from sa_mmdet.ops.fusion import Replaceable, obstacle_in_call, obstacle_in_modules
 
 _FORWARD, _FORWARD_PLUGIN = Bottleneck.forward, Bottleneck.forward_plugin
 _ATTENTION, _RELU = Replaceable(ShuffleAttention), Replaceable(nn.ReLU)
-# The last is what MMEngine makes of synchronised ones where there is one process.
+# MMEngine replaces synchronised norms by the last where there is one process.
 _NORMS = {kind: Replaceable(kind) for kind in (nn.BatchNorm2d, nn.SyncBatchNorm, _BatchNormXd)}
 
 
 class FusedBottleneck(Bottleneck):
-    """MMDetection's Bottleneck, of the same parameters and results.
+    """MMDetection's Bottleneck, with the same parameters and results.
 
-    Where shuffle attention stands alone after the last norm and that norm is a batch norm in evaluation mode
-    (MMDetection's ``norm_eval=True``, also while training), norm, attention, shuffle, addition and ReLU are one
-    operator, which reads and writes less memory than the plain block's norm, addition and ReLU. Everywhere else, and
-    where a layer of the tail is of another class, replaced or hooked, it is MMDetection's own forward.
+    If shuffle attention is the only plugin after the last norm and that norm is a batch norm in evaluation mode
+    (MMDetection's ``norm_eval=True``, also while training), one operator computes norm, attention, shuffle, addition
+    and ReLU. It reads and writes less memory than the norm, the addition and the ReLU of the plain block. Otherwise,
+    and where a layer of the tail is of another class, is replaced or has hooks, MMDetection's own forward runs.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,11 +46,11 @@ class FusedBottleneck(Bottleneck):
         return attention.forward_residual(out, identity, *_scale_and_shift(self.norm3))
 
     def obstacle_to_fusion(self) -> str | None:
-        """Why the tail, as it stands now, is not one operator, or None."""
+        """Why one operator cannot compute the tail as it is now, or None."""
         names = getattr(self, "after_conv3_plugin_names", [])
         attention: Any = getattr(self, names[0]) if len(names) == 1 else None
         if not isinstance(attention, ShuffleAttention):
-            return "the tail has not shuffle attention alone"
+            return "shuffle attention is not the only plugin of the tail"
         if attention.implementation == "reference":
             return "implementation='reference' is asked for"
         if Bottleneck.forward is not _FORWARD:
@@ -67,7 +67,7 @@ class FusedBottleneck(Bottleneck):
 
 
 def _obstacle_in_norm(name: str, norm: Any) -> str | None:
-    """Why a norm cannot be folded into a scale and a shift, or None."""
+    """Why a norm cannot be replaced by a scale and a shift, or None."""
     replaceable = _NORMS.get(type(norm))
     if replaceable is None:
         return f"{name} is of the class {type(norm).__name__}"
@@ -79,18 +79,18 @@ def _obstacle_in_norm(name: str, norm: Any) -> str | None:
 
 
 def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
-    """A batch norm in evaluation mode as y = scale * x + shift."""
+    """A batch norm in evaluation mode as y = scale * x + shift (C each)."""
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
 
 
 def obstacles_to_fusion(model: nn.Module) -> dict[str, str | None]:
-    """Which blocks of a model run their tail, batch norm to ReLU, as one operator, and why the others do not.
+    """Say for each residual block with attention whether one operator computes its tail, and if not, why.
 
-    The answer is of the model as it stands: by :meth:`train` or :meth:`eval`, on its device, with its hooks.
+    The answer is about the model as it is now: in training or evaluation mode, on its device, with its hooks.
 
     Returns:
-        Of each residual block with attention, by its dotted name, the reason why it is not fused; None where it is.
+        For each block, by its dotted name, None if it is fused, otherwise the reason why it is not.
     """
     return {
         name: _obstacle_in_block(block)
@@ -106,4 +106,4 @@ def _obstacle_in_block(block: nn.Module) -> str | None:
         return "the forward of the block is replaced"
     parameter = next(block.parameters())
     like_input = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-    return block.obstacle_to_fusion() or obstacle_in_call(like_input) or operator.failures.get(parameter.device)
+    return block.obstacle_to_fusion() or obstacle_in_call(like_input) or backends.failures.get(parameter.device)

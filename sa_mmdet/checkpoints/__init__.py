@@ -3,16 +3,16 @@
 from .conversion import Converted, convert, convert_tensors, released
 from .files import digest, read, tensors_of, write
 from .publishing import NAMINGS, PARTS, publish
-from .recognition import ATTENTIONS
+from .recognition import known_attention
 
 __all__ = [
-    "ATTENTIONS",
     "NAMINGS",
     "PARTS",
     "Converted",
     "convert",
     "convert_tensors",
     "digest",
+    "known_attention",
     "publish",
     "read",
     "released",

@@ -1,6 +1,5 @@
 """Released weights under the names and in the form that MMDetection's backbones take, and back."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from sa_mmdet.messages import listed, one_line
 
 from . import files
 from .recognition import recognise
-from .resnet_names import detector_keys, find_prefix, sort_names
+from .resnet_names import detector_keys, find_prefix, released_name, sort_names
 
 
 @dataclass
@@ -46,7 +45,7 @@ def convert(
 
     Args:
         path: The file, see :func:`sa_mmdet.checkpoints.read`.
-        attention: What the file must hold: 'auto' for anything, or one of :data:`sa_mmdet.checkpoints.ATTENTIONS`.
+        attention: What the file must hold: 'auto' for anything, or one of :func:`sa_mmdet.checkpoints.known_attention`.
         depth: The depth that it must have: 'auto' for any, or a number of layers.
         prefix: The prefix of the backbone's keys; found in the keys if None. Must be given for a whole detector.
         dtype: 'float32' widens half-precision weights, which are refused otherwise.
@@ -97,8 +96,7 @@ def released(state: Mapping[str, Tensor]) -> dict[str, Any]:
     Returns:
         A dict with a state dict, whose names begin with ``module.``.
     """
-    names = {key: "module." + re.sub(r"^layer(\d)\.bam\.", r"bam\1.", key) for key in state}
-    return dict(state_dict={names[key]: value for key, value in state.items()})
+    return dict(state_dict={f"module.{released_name(key)}": value for key, value in state.items()})
 
 
 def _refuse_detector(tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sa_mmdet.attention import Attention, attention_types
 from sa_mmdet.messages import listed
 
 # Whether the blocks are bottlenecks, and how many each stage has.
@@ -22,15 +23,6 @@ _ANCHOR = re.compile(r"^(.*)layer1\.0\.conv1\.weight$")  # which every ResNet ha
 _CLASSIFIER = re.compile(r"^(?:head\.)?(?:fc|classifier|last_linear)\.(weight|bias)$")
 _DETECTOR = re.compile(r"^(neck|rpn_head|roi_head|bbox_head|mask_head|panoptic_head|query_head|decoder)\.")
 _OUTSIDE = re.compile(rf"{_DETECTOR.pattern}|^(head|fc|classifier|last_linear|data_preprocessor)\.")
-# Layers' names of other libraries, and ours.
-_RENAMINGS = [
-    (r"^bam([123])\.", r"layer\1.bam."),
-    (r"\.se\.fc1\.", ".se.fc.0."),  # timm
-    (r"\.se\.fc2\.", ".se.fc.2."),
-    (r"\.se\.conv\.", ".eca.conv."),
-    (r"\.se_layer\.conv1\.conv\.", ".se.fc.0."),  # MMPretrain
-    (r"\.se_layer\.conv2\.conv\.", ".se.fc.2."),
-]
 _TIMM_DEEP_STEM = [(r"^conv1\.", "stem."), (r"^bn1\.", "stem.7.")]
 
 
@@ -68,6 +60,7 @@ def sort_names(keys: Iterable[str], path: str | Path, prefix: str | None = None)
         raise ValueError(f"{path}: no key begins with the prefix {prefix!r}; the first keys: {listed(keys)}")
     deep_stem = f"{prefix}conv1.0.weight" in key_of
     outer = prefix.removesuffix("backbone.")  # a classifier stands beside 'backbone.'
+    renamings = _renamings(deep_stem)
     names = Names()
     for name, key in key_of.items():
         classifier = _CLASSIFIER.match(name.removeprefix(outer)) if name.startswith(outer) else None
@@ -75,7 +68,7 @@ def sort_names(keys: Iterable[str], path: str | Path, prefix: str | None = None)
         if classifier:
             _add(names.classifier, classifier.group(1), key, path, "head.fc.")
         elif name.startswith(prefix) and not _OUTSIDE.match(inner):
-            _add(names.backbone, _renamed(inner, deep_stem), key, path)
+            _add(names.backbone, _renamed(inner, renamings), key, path)
         else:
             names.other.append(key)
     return names
@@ -128,7 +121,34 @@ def _add(names: dict[str, str], name: str, key: str, path: str | Path, label: st
     names[name] = key
 
 
-def _renamed(name: str, deep_stem: bool) -> str:
-    for pattern, replacement in _RENAMINGS + (_TIMM_DEEP_STEM if deep_stem else []):
+def attention_by_abbreviation() -> dict[str, type[Attention]]:
+    """The attention layers whose weights are recognised, by the abbreviation in the names of their weights."""
+    found: dict[str, type[Attention]] = {}
+    for kind in attention_types().values():
+        if kind.converted:
+            found.setdefault(kind._abbr_, kind)  # a subclass comes after the class whose abbreviation it has
+    return found
+
+
+def released_name(name: str) -> str:
+    """The name that the authors of an attention layer give a weight, from MMDetection's."""
+    for abbreviation, kind in attention_by_abbreviation().items():
+        if kind.after_stages:
+            name = re.sub(rf"^layer(\d)\.{abbreviation}\.", rf"{abbreviation}\1.", name)
+    return name
+
+
+def _renamings(deep_stem: bool) -> list[tuple[str, str]]:
+    """Regular expressions for layers' names in other libraries, and what replaces them."""
+    found = list(_TIMM_DEEP_STEM) if deep_stem else []
+    for abbreviation, kind in attention_by_abbreviation().items():
+        if kind.after_stages:
+            found.append((rf"^{abbreviation}(\d)\.", rf"layer\1.{abbreviation}."))
+        found += [(rf"\.{re.escape(name)}", f".{abbreviation}.{own}") for name, own in kind.foreign_names.items()]
+    return found
+
+
+def _renamed(name: str, renamings: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in renamings:
         name = re.sub(pattern, replacement, name)
     return name

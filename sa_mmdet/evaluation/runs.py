@@ -8,16 +8,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from sa_mmdet.backbones import attention_label
 from sa_mmdet.messages import one_line
 
 _FAMILIES = {"FasterRCNN": "Faster R-CNN", "MaskRCNN": "Mask R-CNN", "RetinaNet": "RetinaNet"}
-_ATTENTIONS = {
-    "ShuffleAttention": "SA",
-    "SqueezeExcitation": "SE",
-    "EfficientChannelAttention": "ECA",
-    "SpatialGroupEnhance": "SGE",
-    "CBAM": "CBAM",
-}
 
 
 @dataclass
@@ -46,17 +40,7 @@ class Run:
     @property
     def attention(self) -> str:
         """The attention, as the paper calls it; 'none' for the plain network."""
-        backbone = self.cfg.model.backbone
-        kind = str(backbone.type).rpartition(".")[2]
-        if kind == "SAResNet":
-            return "SA"
-        layer = backbone.get("attention")
-        if isinstance(layer, list | tuple):
-            layer = next((one for one in layer if one), None)
-        if kind == "AttentionResNet" and isinstance(layer, dict):
-            name = str(layer.get("type"))
-            return _ATTENTIONS.get(name, name)
-        return "none" if kind in ("ResNet", "AttentionResNet") else kind
+        return attention_label(self.cfg.model.backbone)
 
     @property
     def variant(self) -> str:

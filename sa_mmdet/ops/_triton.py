@@ -1,18 +1,19 @@
-"""The fused form on GPUs, in Triton: the arithmetic of :mod:`sa_mmdet.ops.cpu`, in float32 for every dtype.
+"""The fused operator on GPUs, by Triton's kernels: the arithmetic of :mod:`sa_mmdet.ops.cpu`, in float32 throughout.
 
-Shapes: N images, C channels, L = H*W positions, G groups, K = C / (2G) channels of a branch, S splits of the positions.
+Shapes: N images, C channels, L = H * W positions, G groups, K = C / (2G) channels per branch, S splits of the
+positions. A contiguous tensor is N x C x L in memory, a channels-last tensor N x L x C; kernels name both N x C x L.
 
-A program works on a tile of L x C of one image, BL positions by BC channels, and counts the channels in the order of
-the output: output channel o comes from channel ``_source(o)`` of x. What is read and written in the two layouts:
+A program works on tiles of one image, BLOCK_L positions by BLOCK_C channels, with the channels in the order of the
+output: output channel o is computed from channel ``_input_channel(o, C)`` of x. In the two layouts this means:
 
-- contiguous: a channel is a row of L elements, and the shuffle only chooses which row;
-- channels-last: a run of output channels comes from two runs of x, one of each half of the channels, interleaved.
+- contiguous: a channel is a row of L elements, and the shuffle only chooses the row;
+- channels-last: adjacent output channels come from two runs of x, one in each half of its channels, interleaved.
 
-Rows that fit on chip are read once, statistics included. Longer ones take one launch for the sums over the positions,
-in S splits so that a small batch fills the GPU, and one that adds the splits up and applies them. Passes over memory
-of the size of x, with the residual addition: forward 3 on chip, else 4; backward 5 on chip, else 7, for the launch
-that sums also writes the gradient of the identity, and the next one reads that in place of the gradient and the
-output. Sums run over fixed tiles in a fixed order and nothing is added atomically, so results repeat bit by bit.
+Rows that fit on chip are read once, statistics included. Longer rows take one launch that sums over the positions, in
+S splits so that a small batch fills the GPU, and one that adds up the splits and applies the result. Passes over memory
+of the size of x, with the residual addition: forward 3 on chip, else 4; backward 5 on chip, else 7, because the launch
+that sums also writes the gradient of the identity, and the next one reads that in place of the output's gradient and
+the output. Sums run over fixed tiles in a fixed order without atomic additions, so results repeat bit by bit.
 """
 
 import math
@@ -24,110 +25,138 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_MULTIPROCESSORS = 132  # of an H100 or H200; smaller GPUs are filled, too
+from .tensors import memory_format
+
+_MULTIPROCESSORS = 132  # of an H100 or H200; enough for smaller GPUs, too
 _LONGEST_ROW = {False: 8192, True: 64}  # positions that are read once, by whether the layout is channels-last
-_LAST_CHANNELS = 32  # of a channels-last tile: 64 bytes or more of each position together
+_CHANNELS_LAST_BLOCK = 32  # channels of a channels-last tile: 64 bytes or more of each position are adjacent
 # Sizes that change from batch to batch. Compiling anew for the value 1, or for multiples of 16, would gain nothing.
-_SIZES = ["L", "K", "images", "groups", "splits", "split_length", "chunk", "blocks", "pieces", "piece"]
-# Multiplication and addition in one instruction, which from Triton 3.10 on is not the default.
+_SIZES = ["L", "K", "N", "G", "splits", "split_length", "tiles_per_split"]
+_SIZES += ["channel_blocks", "chunks", "tiles_per_chunk"]
+# Multiplication and addition in one instruction, which is not the default from Triton 3.10 on.
 _FUSED = dict(enable_fp_fusion=True)
 _FROM_LOG2 = tl.constexpr(-math.log2(math.e))  # sigmoid(z) = 1 / (1 + 2^(-z log2(e)))
 
 
+# Indices and memory
+
+
 @triton.jit
-def _source(o, C):
-    """The channel of x that the shuffle moves to channel o of the output."""
+def _input_channel(o, C):
+    """The channel of x that :func:`sa_mmdet.ops.tensors.shuffle_channels` moves to output channel o."""
     return o // 2 + (o % 2) * (C // 2)
 
 
 @triton.jit
-def _program(blocks, pieces):
-    """Image, block of channels and piece of the positions of this program; one axis, for the others end at 65,535."""
+def _program(channel_blocks, chunks):
+    """The image, the block of channels and the chunk of positions of this program.
+
+    All are counted on the first axis of the grid, since the others end at 65,535.
+    """
     program = tl.program_id(0)
-    return (program // pieces // blocks).to(tl.int64), program // pieces % blocks, program % pieces
+    return (program // chunks // channel_blocks).to(tl.int64), program // chunks % channel_blocks, program % chunks
 
 
 @triton.jit
-def _pointers(tensor, n, channel, begin, C, L, LAST: tl.constexpr, BL: tl.constexpr):
-    """Pointers, BL x BC, to the positions from ``begin`` on of some channels (BC) of image n."""
-    at = tl.arange(0, BL)[:, None]
-    if LAST:
-        return tensor + (n * L + begin) * C + (at * C + channel[None, :])
-    return tensor + (n * C + channel.to(tl.int64))[None, :] * L + (begin + at)
+def _tile_pointers(tensor_ptr, n, channels, start, C, L, CHANNELS_LAST: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Pointers (BLOCK_L x BLOCK_C) to the positions from ``start`` on of some channels (BLOCK_C) of image n."""
+    positions = tl.arange(0, BLOCK_L)[:, None]
+    if CHANNELS_LAST:
+        return tensor_ptr + (n * L + start) * C + (positions * C + channels[None, :])
+    return tensor_ptr + (n * C + channels.to(tl.int64))[None, :] * L + (start + positions)
 
 
 @triton.jit
-def _inside(o, begin, C, L, BL: tl.constexpr):
-    """Which of a tile's elements (BL x BC) exist."""
-    return (begin + tl.arange(0, BL) < L)[:, None] & (o < C)[None, :]
+def _tile_mask(channels, start, C, L, BLOCK_L: tl.constexpr):
+    """Which elements of a tile (BLOCK_L x BLOCK_C) exist."""
+    return (start + tl.arange(0, BLOCK_L) < L)[:, None] & (channels < C)[None, :]
 
 
 @triton.jit
-def _half(block, C, BC: tl.constexpr):
-    """Of a channels-last tile, the channels of x in the first half of the channels (BC/2)."""
-    return block * (BC // 2) + tl.arange(0, BC // 2)
+def _first_half_channels(block, C, BLOCK_C: tl.constexpr):
+    """The channels of x (BLOCK_C/2) that a channels-last tile takes from the first half of all channels."""
+    return block * (BLOCK_C // 2) + tl.arange(0, BLOCK_C // 2)
 
 
 @triton.jit
-def _load_x(x, n, block, begin, C, L, LAST: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr):
-    """A tile of x (N x C x L, any dtype) in the order of the output: BL x BC in float32, zero outside."""
-    if LAST:
-        half = _half(block, C, BC)
-        inside = _inside(half, begin, C // 2, L, BL)
-        first = tl.load(_pointers(x, n, half, begin, C, L, LAST, BL), inside, 0.0)
-        second = tl.load(_pointers(x + C // 2, n, half, begin, C, L, LAST, BL), inside, 0.0)
+def _load_x(x_ptr, n, block, start, C, L, CHANNELS_LAST: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A tile of x in the order of the output (BLOCK_L x BLOCK_C), in float32, zero where there is no element."""
+    if CHANNELS_LAST:
+        half = _first_half_channels(block, C, BLOCK_C)
+        mask = _tile_mask(half, start, C // 2, L, BLOCK_L)
+        first = tl.load(_tile_pointers(x_ptr, n, half, start, C, L, CHANNELS_LAST, BLOCK_L), mask, 0.0)
+        second = tl.load(_tile_pointers(x_ptr + C // 2, n, half, start, C, L, CHANNELS_LAST, BLOCK_L), mask, 0.0)
         return tl.interleave(first, second).to(tl.float32)
-    o = block * BC + tl.arange(0, BC)
-    rows = _pointers(x, n, _source(o, C), begin, C, L, LAST, BL)
-    return tl.load(rows, _inside(o, begin, C, L, BL), 0.0).to(tl.float32)
+    o = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    pointers = _tile_pointers(x_ptr, n, _input_channel(o, C), start, C, L, CHANNELS_LAST, BLOCK_L)
+    return tl.load(pointers, _tile_mask(o, start, C, L, BLOCK_L), 0.0).to(tl.float32)
 
 
 @triton.jit
-def _store_x(x, values, n, block, begin, C, L, LAST: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr):
-    """The reverse of :func:`_load_x`."""
-    values = values.to(x.dtype.element_ty)
-    if LAST:
-        half = _half(block, C, BC)
-        inside = _inside(half, begin, C // 2, L, BL)
-        first, second = tl.split(tl.reshape(values, (BL, BC // 2, 2)))
-        tl.store(_pointers(x, n, half, begin, C, L, LAST, BL), first, inside)
-        tl.store(_pointers(x + C // 2, n, half, begin, C, L, LAST, BL), second, inside)
+def _store_x(
+    x_ptr, values, n, block, start, C, L, CHANNELS_LAST: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Store a tile that is in the order of the output where :func:`_load_x` loads it."""
+    values = values.to(x_ptr.dtype.element_ty)
+    if CHANNELS_LAST:
+        half = _first_half_channels(block, C, BLOCK_C)
+        mask = _tile_mask(half, start, C // 2, L, BLOCK_L)
+        first, second = tl.split(tl.reshape(values, (BLOCK_L, BLOCK_C // 2, 2)))
+        tl.store(_tile_pointers(x_ptr, n, half, start, C, L, CHANNELS_LAST, BLOCK_L), first, mask)
+        tl.store(_tile_pointers(x_ptr + C // 2, n, half, start, C, L, CHANNELS_LAST, BLOCK_L), second, mask)
     else:
-        o = block * BC + tl.arange(0, BC)
-        rows = _pointers(x, n, _source(o, C), begin, C, L, LAST, BL)
-        tl.store(rows, values, _inside(o, begin, C, L, BL))
+        o = block * BLOCK_C + tl.arange(0, BLOCK_C)
+        pointers = _tile_pointers(x_ptr, n, _input_channel(o, C), start, C, L, CHANNELS_LAST, BLOCK_L)
+        tl.store(pointers, values, _tile_mask(o, start, C, L, BLOCK_L))
 
 
 @triton.jit
-def _channel(c, keep, scale, shift, parameters, K, AFFINE: tl.constexpr):
-    """What a channel's index tells (BC each): whether its branch is the spatial one, its parameters, scale and shift.
+def _rstd_offset(n, c, C, K):
+    """Where rstd (N x C/2) holds channel c of x, which is in a spatial branch."""
+    return n * (C // 2) + (c // (2 * K)) * K + c % K
+
+
+# The formula
+
+
+@triton.jit
+def _load_channel(c, mask, scale_ptr, shift_ptr, parameters_ptr, K, AFFINE: tl.constexpr):
+    """What is the same for all images.
 
     Args:
-        c: BC indices of channels of x; ``keep`` marks those that exist.
-        scale, shift: C each, read if AFFINE.
-        parameters: 6 x K.
+        c: Channels of x (BLOCK_C).
+        mask: Which of them exist (BLOCK_C).
+        scale_ptr: C, read if AFFINE.
+        shift_ptr: C, read if AFFINE.
+        parameters_ptr: 6 x K.
+
+    Returns:
+        Whether the channel is in a spatial branch, channel_weight, channel_bias, logit_weight and logit_bias as
+        :mod:`sa_mmdet.ops.cpu` defines them, scale and shift (BLOCK_C each).
     """
-    j = c % K
+    k = c % K
     spatial = (c // K) % 2 == 1
-    cweight = tl.load(parameters + j, keep, 0.0).to(tl.float32)
-    cbias = tl.load(parameters + K + j, keep, 0.0).to(tl.float32)
-    sweight = tl.load(parameters + 2 * K + j, keep, 0.0).to(tl.float32)
-    sbias = tl.load(parameters + 3 * K + j, keep, 0.0).to(tl.float32)
-    gamma = tl.load(parameters + 4 * K + j, keep, 0.0).to(tl.float32)
-    beta = tl.load(parameters + 5 * K + j, keep, 0.0).to(tl.float32)
+    channel_weight = tl.load(parameters_ptr + k, mask, 0.0).to(tl.float32)
+    channel_bias = tl.load(parameters_ptr + K + k, mask, 0.0).to(tl.float32)
+    spatial_weight = tl.load(parameters_ptr + 2 * K + k, mask, 0.0).to(tl.float32)
+    spatial_bias = tl.load(parameters_ptr + 3 * K + k, mask, 0.0).to(tl.float32)
+    norm_weight = tl.load(parameters_ptr + 4 * K + k, mask, 0.0).to(tl.float32)
+    norm_bias = tl.load(parameters_ptr + 5 * K + k, mask, 0.0).to(tl.float32)
     if AFFINE:
-        s = tl.load(scale + c, keep, 0.0).to(tl.float32)
-        t = tl.load(shift + c, keep, 0.0).to(tl.float32)
+        scale = tl.load(scale_ptr + c, mask, 0.0).to(tl.float32)
+        shift = tl.load(shift_ptr + c, mask, 0.0).to(tl.float32)
     else:
-        s = tl.full(c.shape, 1.0, tl.float32)
-        t = tl.full(c.shape, 0.0, tl.float32)
-    return spatial, cweight, cbias, sweight * gamma, sweight * beta + sbias, s, t
+        scale = tl.full(c.shape, 1.0, tl.float32)
+        shift = tl.full(c.shape, 0.0, tl.float32)
+    logit_weight, logit_bias = spatial_weight * norm_weight, spatial_weight * norm_bias + spatial_bias
+    return spatial, channel_weight, channel_bias, logit_weight, logit_bias, scale, shift
 
 
 @triton.jit
-def _gate(spatial, cweight, cbias, slope, offset, s, t, mean, rstd):
-    """Slope of the gate's logit in y, and its value at the mean (BC each)."""
-    return tl.where(spatial, slope * rstd, 0.0), tl.where(spatial, offset, cweight * (s * mean + t) + cbias)
+def _logit(spatial, channel_weight, channel_bias, logit_weight, logit_bias, scale, shift, mean, rstd):
+    """The gate's logit as a function of y = scale * x + shift: its slope, and its value at the mean (BLOCK_C each)."""
+    slope = tl.where(spatial, logit_weight * rstd, 0.0)
+    return slope, tl.where(spatial, logit_bias, channel_weight * (scale * mean + shift) + channel_bias)
 
 
 @triton.jit
@@ -135,487 +164,528 @@ def _sigmoid(logit):
     return 1.0 / (1.0 + tl.exp2(logit * _FROM_LOG2))
 
 
-@triton.jit
-def _kept(n, c, C, K):
-    """Where a channel of the spatial branch has its rstd (N x C/2)."""
-    return n * (C // 2) + (c // (2 * K)) * K + c % K
+# Forward
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _statistics_kernel(
-    x,  # N x C x L
-    partial,  # 2 x S x N x C: mean and sum of squared deviations of each split
+    x_ptr,  # N x C x L
+    partial_ptr,  # 2 x S x N x C: mean and sum of squared deviations of each split
     C,
     L,
-    images,  # N
+    N,
     splits,  # S
-    chunk,  # tiles of a split
-    blocks,  # of channels
-    UNIT: tl.constexpr,  # L counts units of so many positions, which tells the compiler how rows are aligned
-    LAST: tl.constexpr,
-    BL: tl.constexpr,
-    BC: tl.constexpr,
+    tiles_per_split,
+    channel_blocks,
+    L_DIVISOR: tl.constexpr,  # L is passed divided by this, which tells the compiler how rows are aligned
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """Mean and sum of squared deviations over each split of the positions, in x's own order of channels.
+    """Compute mean and sum of squared deviations over each split of the positions, in x's own order of channels.
 
-    Each element of the tile takes its own positions one by one (Welford's way); E[x^2] - E[x]^2 would lose the variance
-    of a large mean. The mean is taken from a plain sum, which stays infinite where an element is.
+    Each element of the tile takes its own positions one by one (Welford's algorithm), since E[x^2] - E[x]^2 would lose
+    the variance of a large mean. The mean is taken from a plain sum, which stays infinite where an element is.
     """
-    L = L * UNIT
-    n, block, split = _program(blocks, splits)
-    c = block * BC + tl.arange(0, BC)
-    begin = split * chunk * BL
-    end = tl.minimum(begin + chunk * BL, L)
-    total = tl.zeros((BL, BC), tl.float32)
-    mean = tl.zeros((BL, BC), tl.float32)
-    squares = tl.zeros((BL, BC), tl.float32)
+    L = L * L_DIVISOR
+    n, block, split = _program(channel_blocks, splits)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    begin = split * tiles_per_split * BLOCK_L
+    end = tl.minimum(begin + tiles_per_split * BLOCK_L, L)
+    sums = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    means = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    squares = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
     count = 0.0
-    for start in range(begin, end, BL):
-        inside = _inside(c, start, C, L, BL)
-        values = tl.load(_pointers(x, n, c, start, C, L, LAST, BL), inside, 0.0).to(tl.float32)
+    for start in range(begin, end, BLOCK_L):
+        mask = _tile_mask(c, start, C, L, BLOCK_L)
+        pointers = _tile_pointers(x_ptr, n, c, start, C, L, CHANNELS_LAST, BLOCK_L)
+        x = tl.load(pointers, mask, 0.0).to(tl.float32)
         count += 1.0
-        total += values
-        deviation = tl.where(inside, values - mean, 0.0)
-        mean += deviation * (1.0 / count)
-        squares += tl.where(inside, deviation * (values - mean), 0.0)
+        sums += x
+        deviation = tl.where(mask, x - means, 0.0)
+        means += deviation * (1.0 / count)
+        squares += tl.where(mask, deviation * (x - means), 0.0)
     length = (end - begin).to(tl.float32)
-    sum_of_all = tl.sum(total, 0)
-    mean_of_all = sum_of_all / length
-    # How many positions each element of the tile took.
-    taken = ((end - begin + BL - 1 - tl.arange(0, BL)) // BL).to(tl.float32)[:, None]
-    apart = mean - mean_of_all[None, :]
-    to = partial + (split * images + n) * C + c
-    tl.store(to, mean_of_all, c < C)
-    tl.store(to + splits * images.to(tl.int64) * C, tl.sum(squares + taken * apart * apart, 0), c < C)
+    mean = tl.sum(sums, 0) / length
+    # How many positions each element of the tile has taken.
+    counts = ((end - begin + BLOCK_L - 1 - tl.arange(0, BLOCK_L)) // BLOCK_L).to(tl.float32)[:, None]
+    delta = means - mean[None, :]
+    pointers = partial_ptr + (split * N + n) * C + c
+    tl.store(pointers, mean, c < C)
+    tl.store(pointers + splits * N.to(tl.int64) * C, tl.sum(squares + counts * delta * delta, 0), c < C)
 
 
 @triton.jit
-def _of_all_splits(partial, n, c, keep, C, L, images, splits, split_length, S: tl.constexpr):
-    """Mean and variance (BC each) of what :func:`_statistics_kernel` left."""
-    split = tl.arange(0, S)
-    inside = (split < splits)[:, None] & keep[None, :]
-    length = tl.minimum(split_length, L - split * split_length).to(tl.float32)[:, None]
-    at = partial + (split * images + n)[:, None] * C + c[None, :]
-    means = tl.load(at, inside, 0.0)
-    squares = tl.load(at + splits * images.to(tl.int64) * C, inside, 0.0)
-    mean = tl.sum(tl.where(inside, means * length, 0.0), 0) / L
-    apart = means - mean[None, :]
-    return mean, tl.sum(tl.where(inside, squares + length * apart * apart, 0.0), 0) / L
+def _combine_statistics(partial_ptr, n, c, c_mask, C, L, N, splits, split_length, BLOCK_S: tl.constexpr):
+    """Mean and variance over all positions (BLOCK_C each), from what :func:`_statistics_kernel` stored."""
+    split = tl.arange(0, BLOCK_S)
+    mask = (split < splits)[:, None] & c_mask[None, :]
+    lengths = tl.minimum(split_length, L - split * split_length).to(tl.float32)[:, None]
+    pointers = partial_ptr + (split * N + n)[:, None] * C + c[None, :]
+    means = tl.load(pointers, mask, 0.0)
+    squares = tl.load(pointers + splits * N.to(tl.int64) * C, mask, 0.0)
+    mean = tl.sum(tl.where(mask, means * lengths, 0.0), 0) / L
+    delta = means - mean[None, :]
+    return mean, tl.sum(tl.where(mask, squares + lengths * delta * delta, 0.0), 0) / L
 
 
 @triton.jit
-def _apply(
-    values,  # BL x BC, of x
-    identity,
-    out,
-    spatial,
-    slope,
-    offset,
-    s,
-    t,
-    m,
+def _gated(x, spatial, slope, at_mean, scale, shift, mean):
+    """y * gate for a tile of x (BLOCK_L x BLOCK_C); ``slope`` is the logit's slope in x (BLOCK_C)."""
+    # The channel branch takes its logit without the deviation, so that its gate is a number where the mean is infinite.
+    logit = slope[None, :] * (x - mean[None, :]) + at_mean[None, :]
+    gate = _sigmoid(tl.where(spatial[None, :], logit, at_mean[None, :]))
+    return (scale[None, :] * x + shift[None, :]) * gate
+
+
+@triton.jit
+def _store_output(
+    result,  # BLOCK_L x BLOCK_C
+    identity_ptr,
+    out_ptr,
     n,
     block,
-    begin,
+    start,
     C,
     L,
     RESIDUAL: tl.constexpr,
-    LAST: tl.constexpr,
-    BL: tl.constexpr,
-    BC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """Write a tile of the output."""
-    o = block * BC + tl.arange(0, BC)
-    inside = _inside(o, begin, C, L, BL)
-    # The channel branch does not look at the deviation: so its gate is a number where the mean is infinite.
-    logit = slope[None, :] * (values - m[None, :]) + offset[None, :]
-    gate = _sigmoid(tl.where(spatial[None, :], logit, offset[None, :]))
-    result = (s[None, :] * values + t[None, :]) * gate
+    """Add the identity and apply the ReLU if RESIDUAL, and store a tile of the output."""
+    o = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = _tile_mask(o, start, C, L, BLOCK_L)
     if RESIDUAL:
-        result += tl.load(_pointers(identity, n, o, begin, C, L, LAST, BL), inside, 0.0).to(tl.float32)
+        pointers = _tile_pointers(identity_ptr, n, o, start, C, L, CHANNELS_LAST, BLOCK_L)
+        result += tl.load(pointers, mask, 0.0).to(tl.float32)
         result = tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(_pointers(out, n, o, begin, C, L, LAST, BL), result.to(out.dtype.element_ty), inside)
+    pointers = _tile_pointers(out_ptr, n, o, start, C, L, CHANNELS_LAST, BLOCK_L)
+    tl.store(pointers, result.to(out_ptr.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _forward_kernel(
-    x,  # N x C x L
-    identity,  # N x C x L, read if RESIDUAL
-    out,  # N x C x L
-    mean,  # N x C
-    rstd,  # N x C/2
-    partial,  # 2 x S x N x C, read unless ROW
-    scale,  # C
-    shift,  # C
-    parameters,  # 6 x K
+    x_ptr,  # N x C x L
+    identity_ptr,  # N x C x L, read if RESIDUAL
+    out_ptr,  # N x C x L
+    mean_ptr,  # N x C
+    rstd_ptr,  # N x C/2
+    partial_ptr,  # 2 x S x N x C, read unless WHOLE_ROWS
+    scale_ptr,  # C, read if AFFINE
+    shift_ptr,  # C, read if AFFINE
+    parameters_ptr,  # 6 x K
     C,
     L,
     K,
     eps,
-    images,  # N
+    N,
     splits,  # S
     split_length,  # positions of a split
-    blocks,  # of channels
-    pieces,  # of positions, each for one program
-    piece,  # tiles of a piece
-    UNIT: tl.constexpr,
+    channel_blocks,
+    chunks,  # of positions, one program each
+    tiles_per_chunk,
+    L_DIVISOR: tl.constexpr,
     AFFINE: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    ROW: tl.constexpr,  # whether a tile holds whole rows
-    LAST: tl.constexpr,
-    S: tl.constexpr,  # splits, rounded up to a power of two
-    BL: tl.constexpr,
-    BC: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,  # whether a tile holds all positions
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_S: tl.constexpr,  # S, rounded up to a power of two
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """Apply the gates; take the statistics, too, if ROW."""
-    L = L * UNIT
-    n, block, part = _program(blocks, pieces)
-    o = block * BC + tl.arange(0, BC)
-    keep = o < C
-    first = o < tl.where(part == 0, C, 0)  # one program per row stores what it has one of
-    c = _source(o, C)
-    spatial, cweight, cbias, slope, offset, s, t = _channel(c, keep, scale, shift, parameters, K, AFFINE)
-    values = tl.zeros((BL, BC), tl.float32)
-    if ROW:
-        values = _load_x(x, n, block, 0, C, L, LAST, BL, BC)
-        m = tl.sum(values, 0) / L
-        deviation = tl.where(_inside(o, 0, C, L, BL), values - m[None, :], 0.0)
-        v = tl.sum(deviation * deviation, 0) / L
+    """Apply the gates; compute the statistics, too, if WHOLE_ROWS."""
+    L = L * L_DIVISOR
+    n, block, chunk = _program(channel_blocks, chunks)
+    o = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = o < C
+    first_mask = o < tl.where(chunk == 0, C, 0)  # one program per row stores what the row has one of
+    c = _input_channel(o, C)
+    spatial, channel_weight, channel_bias, logit_weight, logit_bias, scale, shift = _load_channel(
+        c, mask, scale_ptr, shift_ptr, parameters_ptr, K, AFFINE
+    )
+    x = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    if WHOLE_ROWS:
+        x = _load_x(x_ptr, n, block, 0, C, L, CHANNELS_LAST, BLOCK_L, BLOCK_C)
+        mean = tl.sum(x, 0) / L
+        deviation = tl.where(_tile_mask(o, 0, C, L, BLOCK_L), x - mean[None, :], 0.0)
+        variance = tl.sum(deviation * deviation, 0) / L
     else:
-        m, v = _of_all_splits(partial, n, c, keep, C, L, images, splits, split_length, S)
-    r = tl.rsqrt(s * s * v + eps)
-    tl.store(mean + n * C + c, m, first)
-    tl.store(rstd + _kept(n, c, C, K), r, first & spatial)
-    a, b = _gate(spatial, cweight, cbias, slope, offset, s, t, m, r)
-    if ROW:
-        _apply(values, identity, out, spatial, a * s, b, s, t, m, n, block, 0, C, L, RESIDUAL, LAST, BL, BC)
+        mean, variance = _combine_statistics(partial_ptr, n, c, mask, C, L, N, splits, split_length, BLOCK_S)
+    rstd = tl.rsqrt(scale * scale * variance + eps)
+    tl.store(mean_ptr + n * C + c, mean, first_mask)
+    tl.store(rstd_ptr + _rstd_offset(n, c, C, K), rstd, first_mask & spatial)
+    slope, at_mean = _logit(spatial, channel_weight, channel_bias, logit_weight, logit_bias, scale, shift, mean, rstd)
+    if WHOLE_ROWS:
+        result = _gated(x, spatial, slope * scale, at_mean, scale, shift, mean)
+        _store_output(result, identity_ptr, out_ptr, n, block, 0, C, L, RESIDUAL, CHANNELS_LAST, BLOCK_L, BLOCK_C)
     else:
-        for begin in range(part * piece * BL, tl.minimum((part + 1) * piece * BL, L), BL):
-            values = _load_x(x, n, block, begin, C, L, LAST, BL, BC)
-            _apply(values, identity, out, spatial, a * s, b, s, t, m, n, block, begin, C, L, RESIDUAL, LAST, BL, BC)
+        begin, end = chunk * tiles_per_chunk * BLOCK_L, tl.minimum((chunk + 1) * tiles_per_chunk * BLOCK_L, L)
+        for start in range(begin, end, BLOCK_L):
+            x = _load_x(x_ptr, n, block, start, C, L, CHANNELS_LAST, BLOCK_L, BLOCK_C)
+            result = _gated(x, spatial, slope * scale, at_mean, scale, shift, mean)
+            _store_output(
+                result, identity_ptr, out_ptr, n, block, start, C, L, RESIDUAL, CHANNELS_LAST, BLOCK_L, BLOCK_C
+            )
+
+
+# Backward
 
 
 @triton.jit
-def _passing(gradient, out, o, n, begin, C, L, RESIDUAL: tl.constexpr, LAST: tl.constexpr, BL: tl.constexpr):
-    """The gradient that passes the ReLU (BL x BC), in the gradient's dtype."""
-    inside = _inside(o, begin, C, L, BL)
-    g = tl.load(_pointers(gradient, n, o, begin, C, L, LAST, BL), inside, 0.0)
+def _load_grad(
+    grad_out_ptr, out_ptr, o, n, start, C, L, RESIDUAL: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_L: tl.constexpr
+):
+    """A tile of the gradient before the ReLU, if there is one (BLOCK_L x BLOCK_C), in the gradient's dtype."""
+    mask = _tile_mask(o, start, C, L, BLOCK_L)
+    grad = tl.load(_tile_pointers(grad_out_ptr, n, o, start, C, L, CHANNELS_LAST, BLOCK_L), mask, 0.0)
     if RESIDUAL:
-        result = tl.load(_pointers(out, n, o, begin, C, L, LAST, BL), inside, 0.0)
-        g = tl.where(result <= 0.0, 0.0, g).to(g.dtype)  # passes where the result is not a number, as PyTorch's
-    return g
+        out = tl.load(_tile_pointers(out_ptr, n, o, start, C, L, CHANNELS_LAST, BLOCK_L), mask, 0.0)
+        grad = tl.where(out <= 0.0, 0.0, grad).to(grad.dtype)  # passes where the output is NaN, as PyTorch's does
+    return grad
 
 
 @triton.jit
-def _gated(g, values, inside, slope, offset, s, t, m):
-    """Of a tile (BL x BC each): d = x - mean, the gradient times the gate, and dL/dlogit."""
-    deviation = tl.where(inside, values - m[None, :], 0.0)
-    gate = _sigmoid(slope[None, :] * deviation + offset[None, :])
-    gated = g * gate
-    return deviation, gated, gated * (s[None, :] * values + t[None, :]) * (1.0 - gate)
+def _tile_gradients(grad, x, mask, slope, at_mean, scale, shift, mean):
+    """Of a tile (BLOCK_L x BLOCK_C each): x - mean, the gradient times the gate, and the gradient of the logit."""
+    deviation = tl.where(mask, x - mean[None, :], 0.0)
+    gate = _sigmoid(slope[None, :] * deviation + at_mean[None, :])
+    direct = grad * gate
+    return deviation, direct, direct * (scale[None, :] * x + shift[None, :]) * (1.0 - gate)
 
 
 @triton.jit
-def _saved(n, c, keep, mean, rstd, scale, shift, parameters, C, K, AFFINE: tl.constexpr):
-    """What a channel's index tells, and what forward kept (BC each)."""
-    spatial, cweight, cbias, slope, offset, s, t = _channel(c, keep, scale, shift, parameters, K, AFFINE)
-    m = tl.load(mean + n * C + c, keep, 0.0)
-    r = tl.load(rstd + _kept(n, c, C, K), keep & spatial, 0.0)
-    a, b = _gate(spatial, cweight, cbias, slope, offset, s, t, m, r)
-    return spatial, cweight, s, t, m, r, a, b
+def _load_saved(n, c, mask, mean_ptr, rstd_ptr, scale_ptr, shift_ptr, parameters_ptr, C, K, AFFINE: tl.constexpr):
+    """What forward knew of a channel (BLOCK_C each)."""
+    spatial, channel_weight, channel_bias, logit_weight, logit_bias, scale, shift = _load_channel(
+        c, mask, scale_ptr, shift_ptr, parameters_ptr, K, AFFINE
+    )
+    mean = tl.load(mean_ptr + n * C + c, mask, 0.0)
+    rstd = tl.load(rstd_ptr + _rstd_offset(n, c, C, K), mask & spatial, 0.0)
+    slope, at_mean = _logit(spatial, channel_weight, channel_bias, logit_weight, logit_bias, scale, shift, mean, rstd)
+    return spatial, channel_weight, scale, shift, mean, rstd, slope, at_mean
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _sums_kernel(
-    gradient,  # N x C x L
-    x,  # N x C x L
-    out,  # N x C x L, read if RESIDUAL
-    grad_identity,  # N x C x L, written if RESIDUAL
-    mean,  # N x C
-    rstd,  # N x C/2
-    scale,  # C
-    shift,  # C
-    parameters,  # 6 x K
-    partial,  # 4 x S x N x C: over each split, the sums of gated, gated * d, dL/dlogit and dL/dlogit * d
+    grad_out_ptr,  # N x C x L
+    x_ptr,  # N x C x L
+    out_ptr,  # N x C x L, read if RESIDUAL
+    grad_identity_ptr,  # N x C x L, written if RESIDUAL
+    mean_ptr,  # N x C
+    rstd_ptr,  # N x C/2
+    scale_ptr,  # C, read if AFFINE
+    shift_ptr,  # C, read if AFFINE
+    parameters_ptr,  # 6 x K
+    partial_ptr,  # 4 x S x N x C: the four sums of each split
     C,
     L,
     K,
-    images,  # N
+    N,
     splits,  # S
-    chunk,  # tiles of a split
-    blocks,  # of channels
-    UNIT: tl.constexpr,
+    tiles_per_split,
+    channel_blocks,
+    L_DIVISOR: tl.constexpr,
     AFFINE: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    LAST: tl.constexpr,
-    BL: tl.constexpr,
-    BC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """Sums over each split of the positions, with d = x - mean; writes the gradient of the identity on the way."""
-    L = L * UNIT
-    n, block, split = _program(blocks, splits)
-    o = block * BC + tl.arange(0, BC)
-    keep = o < C
-    c = _source(o, C)
-    _, _, s, t, m, _, a, b = _saved(n, c, keep, mean, rstd, scale, shift, parameters, C, K, AFFINE)
-    total = tl.zeros((BL, BC), tl.float32)
-    moment = tl.zeros((BL, BC), tl.float32)
-    logit = tl.zeros((BL, BC), tl.float32)
-    logit_moment = tl.zeros((BL, BC), tl.float32)
-    for begin in range(split * chunk * BL, tl.minimum((split + 1) * chunk * BL, L), BL):
-        inside = _inside(o, begin, C, L, BL)
-        g = _passing(gradient, out, o, n, begin, C, L, RESIDUAL, LAST, BL)
+    """Sum over each split of the positions what :func:`_tile_gradients` computes, and store the identity's gradient.
+
+    The four sums are, with deviation = x - mean: the gradient times the gate ("direct"), the same times the deviation,
+    the gradient of the logit, and the same times the deviation.
+    """
+    L = L * L_DIVISOR
+    n, block, split = _program(channel_blocks, splits)
+    o = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_mask = o < C
+    c = _input_channel(o, C)
+    _, _, scale, shift, mean, _, slope, at_mean = _load_saved(
+        n, c, c_mask, mean_ptr, rstd_ptr, scale_ptr, shift_ptr, parameters_ptr, C, K, AFFINE
+    )
+    sum_direct = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    sum_direct_deviation = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    sum_logit = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    sum_logit_deviation = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    begin, end = split * tiles_per_split * BLOCK_L, tl.minimum((split + 1) * tiles_per_split * BLOCK_L, L)
+    for start in range(begin, end, BLOCK_L):
+        mask = _tile_mask(o, start, C, L, BLOCK_L)
+        grad = _load_grad(grad_out_ptr, out_ptr, o, n, start, C, L, RESIDUAL, CHANNELS_LAST, BLOCK_L)
         if RESIDUAL:
-            tl.store(_pointers(grad_identity, n, o, begin, C, L, LAST, BL), g, inside)
-        values = _load_x(x, n, block, begin, C, L, LAST, BL, BC)
-        d, gated, q = _gated(g.to(tl.float32), values, inside, a * s, b, s, t, m)
-        total += gated
-        moment += gated * d
-        logit += q
-        logit_moment += q * d
-    to = partial + (split * images + n) * C + c
-    size = splits * images.to(tl.int64) * C
-    tl.store(to, tl.sum(total, 0), keep)
-    tl.store(to + size, tl.sum(moment, 0), keep)
-    tl.store(to + 2 * size, tl.sum(logit, 0), keep)
-    tl.store(to + 3 * size, tl.sum(logit_moment, 0), keep)
+            tl.store(_tile_pointers(grad_identity_ptr, n, o, start, C, L, CHANNELS_LAST, BLOCK_L), grad, mask)
+        x = _load_x(x_ptr, n, block, start, C, L, CHANNELS_LAST, BLOCK_L, BLOCK_C)
+        deviation, direct, grad_logit = _tile_gradients(
+            grad.to(tl.float32), x, mask, slope * scale, at_mean, scale, shift, mean
+        )
+        sum_direct += direct
+        sum_direct_deviation += direct * deviation
+        sum_logit += grad_logit
+        sum_logit_deviation += grad_logit * deviation
+    pointers = partial_ptr + (split * N + n) * C + c
+    size = splits * N.to(tl.int64) * C
+    tl.store(pointers, tl.sum(sum_direct, 0), c_mask)
+    tl.store(pointers + size, tl.sum(sum_direct_deviation, 0), c_mask)
+    tl.store(pointers + 2 * size, tl.sum(sum_logit, 0), c_mask)
+    tl.store(pointers + 3 * size, tl.sum(sum_logit_deviation, 0), c_mask)
 
 
 @triton.jit
-def _sum_of_splits(partial, which, n, c, keep, C, images, splits, S: tl.constexpr):
-    """One of the four sums of :func:`_sums_kernel` over all positions (BC)."""
-    split = tl.arange(0, S)
-    at = partial + ((which * splits + split) * images + n)[:, None] * C + c[None, :]
-    return tl.sum(tl.load(at, (split < splits)[:, None] & keep[None, :], 0.0), 0)
+def _combine_sums(partial_ptr, which, n, c, mask, C, N, splits, BLOCK_S: tl.constexpr):
+    """One of the four sums over all positions (BLOCK_C), from what :func:`_sums_kernel` stored."""
+    split = tl.arange(0, BLOCK_S)
+    pointers = partial_ptr + ((which * splits + split) * N + n)[:, None] * C + c[None, :]
+    return tl.sum(tl.load(pointers, (split < splits)[:, None] & mask[None, :], 0.0), 0)
+
+
+@triton.jit
+def _tile_grad_x(direct, grad_logit, deviation, slope, scale, mean_term, variance_term):
+    """The gradient of x for a tile (BLOCK_L x BLOCK_C), see :func:`_backward_kernel`."""
+    from_statistics = mean_term[None, :] - variance_term[None, :] * deviation
+    return scale[None, :] * direct + ((slope * scale)[None, :] * grad_logit + from_statistics)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _backward_kernel(
-    gradient,  # N x C x L; unless ROW that of the identity where there is one, which has passed the ReLU
-    x,  # N x C x L
-    out,  # N x C x L, read if ROW and RESIDUAL
-    grad_identity,  # N x C x L, written if ROW and RESIDUAL
-    mean,  # N x C
-    rstd,  # N x C/2
-    scale,  # C
-    shift,  # C
-    parameters,  # 6 x K
-    partial,  # 4 x S x N x C, read unless ROW
-    sums,  # 4 x N x C: the sums over all positions
-    grad_x,  # N x C x L
+    grad_out_ptr,  # N x C x L; the identity's gradient, if there is one and not WHOLE_ROWS: it has passed the ReLU
+    x_ptr,  # N x C x L
+    out_ptr,  # N x C x L, read if WHOLE_ROWS and RESIDUAL
+    grad_identity_ptr,  # N x C x L, written if WHOLE_ROWS and RESIDUAL
+    mean_ptr,  # N x C
+    rstd_ptr,  # N x C/2
+    scale_ptr,  # C, read if AFFINE
+    shift_ptr,  # C, read if AFFINE
+    parameters_ptr,  # 6 x K
+    partial_ptr,  # 4 x S x N x C, read unless WHOLE_ROWS
+    sums_ptr,  # 4 x N x C: the sums of _sums_kernel over all positions
+    grad_x_ptr,  # N x C x L
     C,
     L,
     K,
-    images,  # N
+    N,
     splits,  # S
-    blocks,  # of channels
-    pieces,  # of positions, each for one program
-    piece,  # tiles of a piece
-    UNIT: tl.constexpr,
+    channel_blocks,
+    chunks,  # of positions, one program each
+    tiles_per_chunk,
+    L_DIVISOR: tl.constexpr,
     AFFINE: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    ROW: tl.constexpr,
-    LAST: tl.constexpr,
-    S: tl.constexpr,
-    BL: tl.constexpr,
-    BC: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """Gradient of x, and of the identity and the sums if ROW."""
-    L = L * UNIT
-    n, block, part = _program(blocks, pieces)
-    o = block * BC + tl.arange(0, BC)
-    keep = o < C
-    first = o < tl.where(part == 0, C, 0)  # one program per row stores what it has one of
-    c = _source(o, C)
-    spatial, cweight, s, t, m, r, a, b = _saved(n, c, keep, mean, rstd, scale, shift, parameters, C, K, AFFINE)
-    d = tl.zeros((BL, BC), tl.float32)
-    gated = tl.zeros((BL, BC), tl.float32)
-    q = tl.zeros((BL, BC), tl.float32)
-    if ROW:
-        inside = _inside(o, 0, C, L, BL)
-        g = _passing(gradient, out, o, n, 0, C, L, RESIDUAL, LAST, BL)
+    """Compute the gradient of x; that of the identity and the sums, too, if WHOLE_ROWS.
+
+    dL/dx = scale * (direct + slope * grad_logit + mean_term - variance_term * deviation): through y, through the logit,
+    and through the two statistics, whose terms are the same for all positions of a channel.
+    """
+    L = L * L_DIVISOR
+    n, block, chunk = _program(channel_blocks, chunks)
+    o = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_mask = o < C
+    first_mask = o < tl.where(chunk == 0, C, 0)  # one program per row stores what the row has one of
+    c = _input_channel(o, C)
+    spatial, channel_weight, scale, shift, mean, rstd, slope, at_mean = _load_saved(
+        n, c, c_mask, mean_ptr, rstd_ptr, scale_ptr, shift_ptr, parameters_ptr, C, K, AFFINE
+    )
+    deviation = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    direct = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    grad_logit = tl.zeros((BLOCK_L, BLOCK_C), tl.float32)
+    if WHOLE_ROWS:
+        mask = _tile_mask(o, 0, C, L, BLOCK_L)
+        grad = _load_grad(grad_out_ptr, out_ptr, o, n, 0, C, L, RESIDUAL, CHANNELS_LAST, BLOCK_L)
         if RESIDUAL:
-            tl.store(_pointers(grad_identity, n, o, 0, C, L, LAST, BL), g, inside)
-        values = _load_x(x, n, block, 0, C, L, LAST, BL, BC)
-        d, gated, q = _gated(g.to(tl.float32), values, inside, a * s, b, s, t, m)
-        total = tl.sum(gated, 0)
-        moment = tl.sum(gated * d, 0)
-        logit = tl.sum(q, 0)
-        logit_moment = tl.sum(q * d, 0)
+            tl.store(_tile_pointers(grad_identity_ptr, n, o, 0, C, L, CHANNELS_LAST, BLOCK_L), grad, mask)
+        x = _load_x(x_ptr, n, block, 0, C, L, CHANNELS_LAST, BLOCK_L, BLOCK_C)
+        deviation, direct, grad_logit = _tile_gradients(
+            grad.to(tl.float32), x, mask, slope * scale, at_mean, scale, shift, mean
+        )
+        sum_direct = tl.sum(direct, 0)
+        sum_direct_deviation = tl.sum(direct * deviation, 0)
+        sum_logit = tl.sum(grad_logit, 0)
+        sum_logit_deviation = tl.sum(grad_logit * deviation, 0)
     else:
-        total = _sum_of_splits(partial, 0, n, c, first, C, images, splits, S)
-        moment = _sum_of_splits(partial, 1, n, c, first, C, images, splits, S)
-        logit = _sum_of_splits(partial, 2, n, c, keep, C, images, splits, S)
-        logit_moment = _sum_of_splits(partial, 3, n, c, keep, C, images, splits, S)
-    to = sums + n * C + c
-    size = images.to(tl.int64) * C
-    tl.store(to, total, first)
-    tl.store(to + size, moment, first)
-    tl.store(to + 2 * size, logit, first)
-    tl.store(to + 3 * size, logit_moment, first)
-    # dL/dx = scale * (gated + a q + constant - curvature d): through y itself, the logit, and the two statistics.
-    constant = s * tl.where(spatial, -a, cweight) * logit / L
-    curvature = a * r * r * s * s * s * logit_moment / L
-    if ROW:
-        result = s[None, :] * gated + ((a * s)[None, :] * q + (constant[None, :] - curvature[None, :] * d))
-        _store_x(grad_x, result, n, block, 0, C, L, LAST, BL, BC)
+        sum_direct = _combine_sums(partial_ptr, 0, n, c, first_mask, C, N, splits, BLOCK_S)
+        sum_direct_deviation = _combine_sums(partial_ptr, 1, n, c, first_mask, C, N, splits, BLOCK_S)
+        sum_logit = _combine_sums(partial_ptr, 2, n, c, c_mask, C, N, splits, BLOCK_S)
+        sum_logit_deviation = _combine_sums(partial_ptr, 3, n, c, c_mask, C, N, splits, BLOCK_S)
+    pointers = sums_ptr + n * C + c
+    size = N.to(tl.int64) * C
+    tl.store(pointers, sum_direct, first_mask)
+    tl.store(pointers + size, sum_direct_deviation, first_mask)
+    tl.store(pointers + 2 * size, sum_logit, first_mask)
+    tl.store(pointers + 3 * size, sum_logit_deviation, first_mask)
+    # Both terms are multiplied by the scale already.
+    mean_term = scale * tl.where(spatial, -slope, channel_weight) * sum_logit / L
+    variance_term = slope * rstd * rstd * scale * scale * scale * sum_logit_deviation / L
+    if WHOLE_ROWS:
+        result = _tile_grad_x(direct, grad_logit, deviation, slope, scale, mean_term, variance_term)
+        _store_x(grad_x_ptr, result, n, block, 0, C, L, CHANNELS_LAST, BLOCK_L, BLOCK_C)
     else:
-        for begin in range(part * piece * BL, tl.minimum((part + 1) * piece * BL, L), BL):
-            inside = _inside(o, begin, C, L, BL)
-            g = _passing(gradient, out, o, n, begin, C, L, False, LAST, BL)
-            values = _load_x(x, n, block, begin, C, L, LAST, BL, BC)
-            d, gated, q = _gated(g.to(tl.float32), values, inside, a * s, b, s, t, m)
-            result = s[None, :] * gated + ((a * s)[None, :] * q + (constant[None, :] - curvature[None, :] * d))
-            _store_x(grad_x, result, n, block, begin, C, L, LAST, BL, BC)
+        begin, end = chunk * tiles_per_chunk * BLOCK_L, tl.minimum((chunk + 1) * tiles_per_chunk * BLOCK_L, L)
+        for start in range(begin, end, BLOCK_L):
+            mask = _tile_mask(o, start, C, L, BLOCK_L)
+            grad = _load_grad(grad_out_ptr, out_ptr, o, n, start, C, L, False, CHANNELS_LAST, BLOCK_L)
+            x = _load_x(x_ptr, n, block, start, C, L, CHANNELS_LAST, BLOCK_L, BLOCK_C)
+            deviation, direct, grad_logit = _tile_gradients(
+                grad.to(tl.float32), x, mask, slope * scale, at_mean, scale, shift, mean
+            )
+            result = _tile_grad_x(direct, grad_logit, deviation, slope, scale, mean_term, variance_term)
+            _store_x(grad_x_ptr, result, n, block, start, C, L, CHANNELS_LAST, BLOCK_L, BLOCK_C)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _vectors_kernel(
-    sums,  # 4 x N x C
-    mean,  # N x C
-    rstd,  # N x C/2
-    scale,  # C
-    shift,  # C
-    parameters,  # 6 x K
-    grad_scale,  # C
-    grad_shift,  # C
-    grad_parameters,  # 6 x K
+    sums_ptr,  # 4 x N x C: the sums of _sums_kernel over all positions
+    mean_ptr,  # N x C
+    rstd_ptr,  # N x C/2
+    scale_ptr,  # C, read if AFFINE
+    shift_ptr,  # C, read if AFFINE
+    parameters_ptr,  # 6 x K
+    grad_scale_ptr,  # C
+    grad_shift_ptr,  # C
+    grad_parameters_ptr,  # 6 x K
     C,
     K,
     eps,
-    images,  # N
-    groups,  # G
+    N,
+    G,
     AFFINE: tl.constexpr,
-    BN: tl.constexpr,
-    BG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_G: tl.constexpr,
 ):
-    """Gradients of scale, shift and the parameters: program j adds up the channels that have the j-th parameters."""
-    j = tl.program_id(0)
-    cweight = tl.load(parameters + j).to(tl.float32)
-    sweight = tl.load(parameters + 2 * K + j).to(tl.float32)
-    gamma = tl.load(parameters + 4 * K + j).to(tl.float32)
-    beta = tl.load(parameters + 5 * K + j).to(tl.float32)
-    size = images.to(tl.int64) * C
-    along_mean = tl.zeros((BG,), tl.float32)
-    channel_logits = tl.zeros((BG,), tl.float32)
-    along_normal = tl.zeros((BG,), tl.float32)
-    spatial_logits = tl.zeros((BG,), tl.float32)
-    for first in range(0, groups, BG):
-        g = first + tl.arange(0, BG)
-        for half in range(2):  # the channel branch, the spatial branch
-            c = g * 2 * K + half * K + j
-            keep = g < groups
-            s = tl.full((BG,), 1.0, tl.float32)
-            t = tl.full((BG,), 0.0, tl.float32)
+    """Compute the gradients of scale, shift and the parameters.
+
+    Program k sums over all images and over the channels that share the k-th parameters: one per group and branch.
+    """
+    k = tl.program_id(0)
+    channel_weight = tl.load(parameters_ptr + k).to(tl.float32)
+    spatial_weight = tl.load(parameters_ptr + 2 * K + k).to(tl.float32)
+    norm_weight = tl.load(parameters_ptr + 4 * K + k).to(tl.float32)
+    norm_bias = tl.load(parameters_ptr + 5 * K + k).to(tl.float32)
+    size = N.to(tl.int64) * C
+    channel_mean = tl.zeros((BLOCK_G,), tl.float32)  # these four as reference.parameter_gradients takes them
+    channel = tl.zeros((BLOCK_G,), tl.float32)
+    spatial_normalised = tl.zeros((BLOCK_G,), tl.float32)
+    spatial = tl.zeros((BLOCK_G,), tl.float32)
+    for first_group in range(0, G, BLOCK_G):
+        g = first_group + tl.arange(0, BLOCK_G)
+        for branch in range(2):  # the channel branch, the spatial branch
+            c = g * 2 * K + branch * K + k
+            g_mask = g < G
+            scale = tl.full((BLOCK_G,), 1.0, tl.float32)
+            shift = tl.full((BLOCK_G,), 0.0, tl.float32)
             if AFFINE:
-                s = tl.load(scale + c, keep, 0.0).to(tl.float32)
-                t = tl.load(shift + c, keep, 0.0).to(tl.float32)
-            of_scale = tl.zeros((BG,), tl.float32)
-            of_shift = tl.zeros((BG,), tl.float32)
-            for begin in range(0, images, BN):
-                n = (begin + tl.arange(0, BN)).to(tl.int64)
-                inside = (n < images)[:, None] & keep[None, :]
-                at = n[:, None] * C + c[None, :]
-                total = tl.load(sums + at, inside, 0.0)
-                moment = tl.load(sums + size + at, inside, 0.0)
-                logit = tl.load(sums + 2 * size + at, inside, 0.0)
-                logit_moment = tl.load(sums + 3 * size + at, inside, 0.0)
-                m = tl.load(mean + at, inside, 0.0)
-                r = tl.load(rstd + _kept(n[:, None], c[None, :], C, K), inside & (half == 1), 0.0)
-                if half == 0:
-                    total += cweight * logit
-                    along_mean += tl.sum(tl.where(inside, logit * (s[None, :] * m + t[None, :]), 0.0), 0)
-                    channel_logits += tl.sum(logit, 0)
+                scale = tl.load(scale_ptr + c, g_mask, 0.0).to(tl.float32)
+                shift = tl.load(shift_ptr + c, g_mask, 0.0).to(tl.float32)
+            grad_scale = tl.zeros((BLOCK_G,), tl.float32)
+            grad_shift = tl.zeros((BLOCK_G,), tl.float32)
+            for first_image in range(0, N, BLOCK_N):
+                n = (first_image + tl.arange(0, BLOCK_N)).to(tl.int64)
+                mask = (n < N)[:, None] & g_mask[None, :]
+                offsets = n[:, None] * C + c[None, :]
+                sum_direct = tl.load(sums_ptr + offsets, mask, 0.0)
+                sum_direct_deviation = tl.load(sums_ptr + size + offsets, mask, 0.0)
+                sum_logit = tl.load(sums_ptr + 2 * size + offsets, mask, 0.0)
+                sum_logit_deviation = tl.load(sums_ptr + 3 * size + offsets, mask, 0.0)
+                mean = tl.load(mean_ptr + offsets, mask, 0.0)
+                rstd = tl.load(rstd_ptr + _rstd_offset(n[:, None], c[None, :], C, K), mask & (branch == 1), 0.0)
+                if branch == 0:
+                    sum_direct += channel_weight * sum_logit
+                    of_mean = sum_logit * (scale[None, :] * mean + shift[None, :])
+                    channel_mean += tl.sum(tl.where(mask, of_mean, 0.0), 0)
+                    channel += tl.sum(sum_logit, 0)
                 else:
-                    # 1 - (r s)^2 v = eps r^2, of which the left side would be a difference of near numbers.
-                    moment += sweight * gamma * r * logit_moment * (eps * r * r)
-                    along_normal += tl.sum(r * s[None, :] * logit_moment, 0)
-                    spatial_logits += tl.sum(logit, 0)
-                of_shift += tl.sum(total, 0)
-                of_scale += tl.sum(moment + tl.where(inside, m * total, 0.0), 0)
-            tl.store(grad_scale + c, of_scale, keep)
-            tl.store(grad_shift + c, of_shift, keep)
-    normal = tl.sum(along_normal, 0)
-    offsets = tl.sum(spatial_logits, 0)
-    tl.store(grad_parameters + j, tl.sum(along_mean, 0))
-    tl.store(grad_parameters + K + j, tl.sum(channel_logits, 0))
-    tl.store(grad_parameters + 2 * K + j, gamma * normal + beta * offsets)
-    tl.store(grad_parameters + 3 * K + j, offsets)
-    tl.store(grad_parameters + 4 * K + j, sweight * normal)
-    tl.store(grad_parameters + 5 * K + j, sweight * offsets)
+                    # 1 - (rstd * scale)^2 * variance, which would be a difference of near numbers, is eps * rstd^2.
+                    slope = spatial_weight * norm_weight * rstd
+                    sum_direct_deviation += slope * sum_logit_deviation * (eps * rstd * rstd)
+                    spatial_normalised += tl.sum(rstd * scale[None, :] * sum_logit_deviation, 0)
+                    spatial += tl.sum(sum_logit, 0)
+                grad_shift += tl.sum(sum_direct, 0)
+                grad_scale += tl.sum(sum_direct_deviation + tl.where(mask, mean * sum_direct, 0.0), 0)
+            tl.store(grad_scale_ptr + c, grad_scale, g_mask)
+            tl.store(grad_shift_ptr + c, grad_shift, g_mask)
+    normalised = tl.sum(spatial_normalised, 0)
+    logit = tl.sum(spatial, 0)
+    tl.store(grad_parameters_ptr + k, tl.sum(channel_mean, 0))
+    tl.store(grad_parameters_ptr + K + k, tl.sum(channel, 0))
+    tl.store(grad_parameters_ptr + 2 * K + k, norm_weight * normalised + norm_bias * logit)
+    tl.store(grad_parameters_ptr + 3 * K + k, logit)
+    tl.store(grad_parameters_ptr + 4 * K + k, spatial_weight * normalised)
+    tl.store(grad_parameters_ptr + 5 * K + k, spatial_weight * logit)
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """The layout in which the kernels read a tensor and write what belongs to it."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+# Launches
 
 
-def _on(x: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensor's."""
+def _current_device(x: Tensor) -> AbstractContextManager:
+    """A context in which the tensor's device is current: Triton launches there, wherever the tensors are."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-class _Cut(NamedTuple):
-    """How a launch cuts N x C x L into tiles and hands them to programs."""
+class _Tiling(NamedTuple):
+    """How a launch divides N x C x L into tiles and these among programs."""
 
     grid: tuple[int]
-    blocks: int  # of channels
-    pieces: int  # of positions, a program each
-    piece: int  # tiles of a piece
-    options: dict[str, int]  # the tile's sizes and the warps that work on it
+    channel_blocks: int
+    chunks: int  # of positions, one program each
+    tiles_per_chunk: int
+    options: dict[str, int]  # a tile's sizes and the number of warps that work on it
 
 
 class _Plan:
-    """Layout, tiles and grids for one tensor's shape, dtype and layout."""
+    """The launches for one tensor's shape, dtype and layout."""
 
     def __init__(self, x: Tensor, groups: int):
         n, c, h, w = x.shape
         self.images, self.channels, self.length = n, c, h * w
-        self.last = memory_format(x) == torch.channels_last
-        self.row = self.length <= _LONGEST_ROW[self.last]
-        self.vector = 16 // x.element_size()  # what a thread loads at once
-        # Rows begin at multiples of the length: told of a common divisor, Triton loads so many elements at once.
-        self.unit = math.gcd(self.length, self.vector)
-        self.sizes = (c, self.length // self.unit)
-        self.branch = c // (2 * groups)
+        self.channels_last = memory_format(x) == torch.channels_last
+        self.whole_rows = self.length <= _LONGEST_ROW[self.channels_last]
+        self.vector = 16 // x.element_size()  # elements that a thread loads at once
+        # Rows begin at multiples of the length. Told of a common divisor, Triton loads that many elements at once.
+        self.divisor = math.gcd(self.length, self.vector)
+        self.sizes = (c, self.length // self.divisor)
+        self.branch_channels = c // (2 * groups)
 
-    def cut(self, elements: int, each: int, programs: int) -> _Cut:
-        """Tiles of so many elements, ``each`` a thread, for at least so many programs where there are enough tiles."""
+    def statistics(self) -> _Tiling:
+        """For the sums of x. Each split costs the next launch an addition, most of all in channels-last tiles."""
+        return self._tiling(4096, 16, (2 if self.channels_last else 8) * _MULTIPROCESSORS)
+
+    def sums(self) -> _Tiling:
+        """For backward's sums, four per element, which read three tensors."""
+        tiling = self._tiling(2048, 8, (2 if self.channels_last else 8) * _MULTIPROCESSORS)
+        if self.channels_last:  # so that two programs of 256 threads fit: without a limit, a few registers too many
+            tiling.options["maxnreg"] = 128
+        return tiling
+
+    def apply(self, forward: bool) -> _Tiling:
+        """For what reads and writes all elements: one tile per program, or more where a tile has many channels."""
+        per_thread = 16 if forward else 8
+        if self.channels_last and forward:
+            # Whole rows stay in registers; otherwise a thread takes 16 bytes of each half of x at once.
+            per_thread = 8 if self.whole_rows else 2 * self.vector
+        return self._tiling(2048, per_thread, 4 * _MULTIPROCESSORS if self.channels_last else 1 << 31)
+
+    def _tiling(self, elements: int, per_thread: int, programs: int) -> _Tiling:
+        """Tiles of so many elements, shared by so many programs or more where there are enough tiles."""
         whole = triton.next_power_of_2(self.length)
-        channels = _LAST_CHANNELS if self.last else 1
-        if self.row:
-            channels = channels if self.last else max(1, elements // whole)
-            least = 16 if self.last else 1  # of which 8 in each half of x: 16 bytes in half precision
+        channels = _CHANNELS_LAST_BLOCK if self.channels_last else 1
+        if self.whole_rows:
+            channels = channels if self.channels_last else max(1, elements // whole)
+            least = 16 if self.channels_last else 1  # of which 8 in each half of x: 16 bytes in half precision
             while channels > least and self.images * triton.cdiv(self.channels, channels) < 2 * _MULTIPROCESSORS:
                 channels //= 2
         channels = min(channels, triton.next_power_of_2(self.channels))
-        positions = whole if self.row else elements // channels
-        blocks, most = triton.cdiv(self.channels, channels), triton.cdiv(self.length, positions)
-        piece = triton.cdiv(most, min(most, triton.cdiv(programs, self.images * blocks)))
-        pieces = triton.cdiv(most, piece)
-        warps = max(1, min(16, positions * channels // (32 * each)))
-        options = dict(BL=positions, BC=channels, num_warps=warps, **_FUSED)
-        return _Cut((self.images * blocks * pieces,), blocks, pieces, piece, options)
-
-    def statistics(self) -> _Cut:
-        """For sums of x. Each piece costs the next launch an addition, most of all in channels-last tiles."""
-        return self.cut(4096, 16, (2 if self.last else 8) * _MULTIPROCESSORS)
-
-    def sums(self) -> _Cut:
-        """For backward's sums, of which every element has four, of three tensors."""
-        cut = self.cut(2048, 8, (2 if self.last else 8) * _MULTIPROCESSORS)
-        if self.last:  # two programs of 256 threads have 128 registers a thread; without the word it takes a few more
-            cut.options["maxnreg"] = 128
-        return cut
-
-    def apply(self, forward: bool) -> _Cut:
-        """For what reads and writes all elements: a tile a program, or more tiles where a tile has many channels."""
-        each = 16 if forward else 8
-        if self.last and forward:
-            # Whole rows are kept in registers; else a thread takes 16 bytes of each half of x at once.
-            each = 8 if self.row else 2 * self.vector
-        return self.cut(2048, each, 4 * _MULTIPROCESSORS if self.last else 1 << 31)
+        positions = whole if self.whole_rows else elements // channels
+        channel_blocks, tiles = triton.cdiv(self.channels, channels), triton.cdiv(self.length, positions)
+        tiles_per_chunk = triton.cdiv(tiles, min(tiles, triton.cdiv(programs, self.images * channel_blocks)))
+        chunks = triton.cdiv(tiles, tiles_per_chunk)
+        warps = max(1, min(16, positions * channels // (32 * per_thread)))
+        options = dict(BLOCK_L=positions, BLOCK_C=channels, num_warps=warps, **_FUSED)
+        return _Tiling((self.images * channel_blocks * chunks,), channel_blocks, chunks, tiles_per_chunk, options)
 
 
 def forward(
@@ -627,7 +697,7 @@ def forward(
     groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`sa_mmdet.ops.cpu.forward`, in one launch or two."""
+    """Compute what :func:`sa_mmdet.ops.cpu.forward` does, in one launch or two."""
     layout = memory_format(x)
     x = x.contiguous(memory_format=layout)
     n, c = x.shape[:2]
@@ -637,24 +707,24 @@ def forward(
         return out, mean, rstd
     plan = _Plan(x, groups)
     parameters = parameters.contiguous()
-    cut, measured = plan.apply(forward=True), plan.statistics()
-    flags = dict(UNIT=plan.unit, LAST=plan.last)
-    partial = mean
-    with _on(x):
-        if not plan.row:
-            partial = x.new_empty((2, measured.pieces, n, c), dtype=torch.float32)
-            _statistics_kernel[measured.grid](
+    tiling, statistics = plan.apply(forward=True), plan.statistics()
+    flags = dict(L_DIVISOR=plan.divisor, CHANNELS_LAST=plan.channels_last)
+    partial = mean  # a placeholder where whole rows are read
+    with _current_device(x):
+        if not plan.whole_rows:
+            partial = x.new_empty((2, statistics.chunks, n, c), dtype=torch.float32)
+            _statistics_kernel[statistics.grid](
                 x,
                 partial,
                 *plan.sizes,
                 n,
-                measured.pieces,
-                measured.piece,
-                measured.blocks,
+                statistics.chunks,
+                statistics.tiles_per_chunk,
+                statistics.channel_blocks,
                 **flags,
-                **measured.options,
+                **statistics.options,
             )
-        _forward_kernel[cut.grid](
+        _forward_kernel[tiling.grid](
             x,
             x if identity is None else identity.contiguous(memory_format=layout),
             out,
@@ -665,26 +735,26 @@ def forward(
             parameters if shift is None else shift.contiguous(),
             parameters,
             *plan.sizes,
-            plan.branch,
+            plan.branch_channels,
             eps,
             n,
-            measured.pieces,
-            measured.piece * measured.options["BL"],
-            cut.blocks,
-            cut.pieces,
-            cut.piece,
+            statistics.chunks,
+            statistics.tiles_per_chunk * statistics.options["BLOCK_L"],
+            tiling.channel_blocks,
+            tiling.chunks,
+            tiling.tiles_per_chunk,
             **flags,
             AFFINE=scale is not None,
             RESIDUAL=identity is not None,
-            ROW=plan.row,
-            S=triton.next_power_of_2(measured.pieces),
-            **cut.options,
+            WHOLE_ROWS=plan.whole_rows,
+            BLOCK_S=triton.next_power_of_2(statistics.chunks),
+            **tiling.options,
         )
     return out, mean, rstd
 
 
 def backward(
-    gradient: Tensor,
+    grad_out: Tensor,
     x: Tensor,
     out: Tensor | None,
     mean: Tensor,
@@ -695,13 +765,14 @@ def backward(
     groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`sa_mmdet.ops.cpu.backward`, in two launches or three."""
+    """Compute what :func:`sa_mmdet.ops.cpu.backward` does, in two launches or three."""
     layout = memory_format(x)
-    x, gradient = (tensor.contiguous(memory_format=layout) for tensor in (x, gradient))
+    x, grad_out = (tensor.contiguous(memory_format=layout) for tensor in (x, grad_out))
     n, c = x.shape[:2]
     grad_x = torch.empty_like(x)
     grad_identity = x.new_empty(0) if out is None else torch.empty_like(x)
-    grad_scale, grad_shift = (x.new_zeros(c, dtype=torch.float32) for _ in range(2))  # of which none aliases another
+    # Each in memory of its own, as PyTorch demands of an operator's results.
+    grad_scale, grad_shift = (x.new_zeros(c, dtype=torch.float32) for _ in range(2))
     grad_parameters = torch.zeros_like(parameters, dtype=torch.float32, memory_format=torch.contiguous_format)
     if not x.numel():
         return grad_x, grad_identity, grad_scale, grad_shift, grad_parameters
@@ -714,65 +785,64 @@ def backward(
         parameters if shift is None else shift.contiguous(),
         parameters,
     )
-    cut, summed = plan.apply(forward=False), plan.sums()
+    tiling, summing = plan.apply(forward=False), plan.sums()
     sums = x.new_empty((4, n, c), dtype=torch.float32)
-    partial = sums
+    partial = sums  # a placeholder where whole rows are read
     affine = scale is not None
-    flags = dict(UNIT=plan.unit, LAST=plan.last, AFFINE=affine, RESIDUAL=out is not None)
-    masked = (x if out is None else out.contiguous(memory_format=layout), x if out is None else grad_identity)
-    with _on(x):
-        if not plan.row:
-            partial = x.new_empty((4, summed.pieces, n, c), dtype=torch.float32)
-            _sums_kernel[summed.grid](
-                gradient,
+    flags = dict(L_DIVISOR=plan.divisor, CHANNELS_LAST=plan.channels_last, AFFINE=affine, RESIDUAL=out is not None)
+    relu = (x if out is None else out.contiguous(memory_format=layout), x if out is None else grad_identity)
+    with _current_device(x):
+        if not plan.whole_rows:
+            partial = x.new_empty((4, summing.chunks, n, c), dtype=torch.float32)
+            _sums_kernel[summing.grid](
+                grad_out,
                 x,
-                *masked,
+                *relu,
                 *vectors,
                 partial,
                 *plan.sizes,
-                plan.branch,
+                plan.branch_channels,
                 n,
-                summed.pieces,
-                summed.piece,
-                summed.blocks,
+                summing.chunks,
+                summing.tiles_per_chunk,
+                summing.channel_blocks,
                 **flags,
-                **summed.options,
+                **summing.options,
             )
-        _backward_kernel[cut.grid](
-            gradient if plan.row or out is None else grad_identity,
+        _backward_kernel[tiling.grid](
+            grad_out if plan.whole_rows or out is None else grad_identity,
             x,
-            *masked,
+            *relu,
             *vectors,
             partial,
             sums,
             grad_x,
             *plan.sizes,
-            plan.branch,
+            plan.branch_channels,
             n,
-            summed.pieces,
-            cut.blocks,
-            cut.pieces,
-            cut.piece,
+            summing.chunks,
+            tiling.channel_blocks,
+            tiling.chunks,
+            tiling.tiles_per_chunk,
             **flags,
-            ROW=plan.row,
-            S=triton.next_power_of_2(summed.pieces),
-            **cut.options,
+            WHOLE_ROWS=plan.whole_rows,
+            BLOCK_S=triton.next_power_of_2(summing.chunks),
+            **tiling.options,
         )
-        per_branch = min(64, triton.next_power_of_2(groups))
-        _vectors_kernel[(plan.branch,)](
+        _vectors_kernel[(plan.branch_channels,)](
             sums,
             *vectors,
             grad_scale,
             grad_shift,
             grad_parameters,
             c,
-            plan.branch,
+            plan.branch_channels,
             eps,
             n,
             groups,
             AFFINE=affine,
-            BN=min(16, triton.next_power_of_2(n)),
-            BG=per_branch,
+            BLOCK_N=min(16, triton.next_power_of_2(n)),
+            BLOCK_G=min(64, triton.next_power_of_2(groups)),
             num_warps=4,
             **_FUSED,
         )

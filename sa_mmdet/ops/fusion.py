@@ -1,7 +1,7 @@
-"""Whether the fused operator may stand for the layers that it replaces, and if not, why: this is where it is decided.
+"""The one decision whether the fused operator may replace the layers whose work it does, and if not, why.
 
-It may where nobody could tell the difference. A layer that is of another class, whose forward is replaced or that has
-hooks is called as it is; and so is PyTorch's own formula where a transform is at work that does not know the operator.
+It may where nobody could tell the difference. A layer of another class, with a replaced forward or with hooks is called
+itself; and where a transform is active that does not know the operator, PyTorch's own operators compute the formula.
 """
 
 import torch
@@ -9,18 +9,35 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules import module as module_hooks
 
-from . import operator
-from .formula import Parameters
+from . import backends
+from .custom_op import transforms_active
+from .reference import Parameters
 
 IMPLEMENTATIONS = ("auto", "fused", "reference")
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # the last from torch 2
+# Stand-ins for plain tensors while PyTorch traces, which the operator has a fake form for.
+_TRACED: tuple[type, ...] = ()
+if backends.AVAILABLE:
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    _TRACED = (FakeTensor, FunctionalTensor)
+# The attributes of a module that hold its hooks; backward_pre_hooks came with PyTorch 2.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(hooks for kind in _HOOKS if (hooks := getattr(module_hooks, f"_global{kind}", None)) is not None)
 _CALL = nn.Module.__call__
 
 
 def use_fused(implementation: str, obstacle: str | None) -> bool:
-    """Whether to fuse; refuses unknown names, and a fusion that is asked for and impossible."""
+    """Whether to use the fused operator.
+
+    Args:
+        implementation: One of :data:`IMPLEMENTATIONS`.
+        obstacle: Why the operator cannot be used, or None.
+
+    Raises:
+        ValueError: The implementation is unknown, or it is 'fused' and there is an obstacle.
+    """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}")
     if implementation == "fused" and obstacle is not None:
@@ -29,24 +46,24 @@ def use_fused(implementation: str, obstacle: str | None) -> bool:
 
 
 def obstacle_in_call(x: Tensor) -> str | None:
-    """Why the operator cannot take this tensor here and now, or None."""
-    if not operator.AVAILABLE:
+    """Why the operator cannot take this tensor at this moment, or None."""
+    if not backends.AVAILABLE:
         return f"PyTorch {torch.__version__} has no torch.library.custom_op"
-    if operator.broken:
-        return operator.broken
+    if backends.unusable:
+        return backends.unusable
     if type(x) is not Tensor and type(x) is not nn.Parameter and (obstacle := _obstacle_in_type(x)):
         return obstacle
     if torch.jit.is_tracing():
-        return "a trace takes PyTorch's own operators alone"
-    if operator.transformed():
-        return "a transform of torch.func or forward-mode differentiation is at work"
-    return operator.obstacle(x)
+        return "torch.jit traces it"
+    if transforms_active():
+        return "a transform of torch.func or forward-mode differentiation is active"
+    return backends.obstacle(x)
 
 
 def _obstacle_in_type(x: Tensor) -> str | None:
     if isinstance(x, Proxy):
         return "torch.fx traces it"
-    if not isinstance(x, operator.TRACED):
+    if not isinstance(x, _TRACED):
         return f"the input is of the class {type(x).__name__}"
     return "ONNX has no such operator" if torch.onnx.is_in_onnx_export() else None
 
@@ -57,7 +74,7 @@ def obstacle_in_groups(groups: int, channels: int) -> str | None:
 
 
 def obstacle_in_parameters(parameters: Parameters, groups: int, channels: int, shuffle: bool = True) -> str | None:
-    """Why the operator does not compute what these options ask for, or None."""
+    """Why the operator does not compute what these arguments ask for, or None."""
     k = channels // (2 * groups)
     if not shuffle or any(parameter is None or parameter.numel() != k for parameter in parameters):
         return "it is one of the ablations"
@@ -65,18 +82,18 @@ def obstacle_in_parameters(parameters: Parameters, groups: int, channels: int, s
 
 
 def obstacle_in_modules() -> str | None:
-    """Why no module may be passed over, or None: hooks on all modules, another way to call them."""
+    """Why every module must be called itself, or None: there are global hooks, or calling is replaced."""
     for hooks in _GLOBAL_HOOKS:
         if hooks:
             return "there are hooks on all modules"
-    # PyTorch replaces it, too, where it traces, and calls what was there.
+    # PyTorch replaces it, too, while it traces, and calls the original.
     if nn.Module.__call__ is not _CALL and not nn.Module.__call__.__globals__["__name__"].startswith("torch."):
         return "nn.Module.__call__ is replaced"
     return None
 
 
 class Replaceable:
-    """A class of layers that the operator replaces, with its forward as it was when this package was imported."""
+    """A class of layers whose work the operator can do, with the forward that it had when this package was imported."""
 
     def __init__(self, kind: type[nn.Module]):
         self.kind, self.forward = kind, kind.forward

@@ -1,3 +1,5 @@
+"""ResNetPretrained: the exact start, and which checkpoints it refuses."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,19 @@ GROUPS = {18: 32, 34: 16, 50: 64, 101: 64, 152: 64}
 
 
 def evaluating(model: Any) -> Any:
-    model.double().eval()  # MMDetection's eval() returns nothing
+    model.double().eval()  # MMDetection's eval() returns None
     return model
 
 
 def randomised(model: Any) -> Any:
-    """A model whose every tensor, the norms' statistics too, is as if trained."""
+    """The model with random values for all tensors, the norms' statistics included, as if it were trained."""
     evaluating(model)
     for name, tensor in model.state_dict().items():
         if tensor.dim() == 4:
             nn.init.kaiming_normal_(tensor)
         elif name.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)
-        elif tensor.is_floating_point():  # small, lest 50 residual additions make large numbers
+        elif tensor.is_floating_point():  # small, so that 50 residual additions do not grow large
             tensor.normal_(0, 0.2)
     return model
 
@@ -49,7 +51,7 @@ def test_the_first_step_computes_the_plain_function(tmp_path: Path, depth: int) 
     model = sa_resnet(depth, tmp_path / "plain.pth")
     model.init_weights()
     assert_same_function(model, plain)
-    # Attention is at work all the same: its gates learn.
+    # Attention is active all the same: its gates can learn.
     model.layer2[0].sa.sweight.data.fill_(1)
     with pytest.raises(AssertionError):
         assert_same_function(model, plain)
@@ -175,16 +177,16 @@ def altered(**changes: object) -> dict:
 def test_a_checkpoint_that_does_not_fit_is_refused(
     tmp_path: Path, checkpoint: Callable[[], object], options: dict, message: str
 ) -> None:
-    torch.save(checkpoint(), tmp_path / "odd.pth")
-    model = sa_resnet(50, tmp_path / "odd.pth", **options)
+    torch.save(checkpoint(), tmp_path / "other.pth")
+    model = sa_resnet(50, tmp_path / "other.pth", **options)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=message) as error:
-        ResNetPretrained(str(tmp_path / "odd.pth"))(model)
-    assert "odd.pth" in str(error.value)
+        ResNetPretrained(str(tmp_path / "other.pth"))(model)
+    assert "other.pth" in str(error.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     model = sa_resnet(50, "unused")
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
         ResNetPretrained(str(tmp_path / "absent.pth"))(model)
@@ -227,5 +229,5 @@ def test_attention_after_stages_has_no_exact_start(tmp_path: Path) -> None:
     cfg = dict(type="AttentionResNet", depth=18, stage_attention=dict(type="BAM"))
     init_cfg = dict(type="ResNetPretrained", checkpoint=str(tmp_path / "plain.pth"))
     model: Any = MODELS.build({**cfg, "init_cfg": init_cfg})
-    with pytest.raises(ValueError, match=r"layer1\.bam.* belongs to attention after a stage"):
+    with pytest.raises(ValueError, match=r"layer1\.bam.* belongs to a layer after a stage"):
         model.init_weights()

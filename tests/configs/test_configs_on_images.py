@@ -52,7 +52,7 @@ def batch(root: Path, with_mask: bool) -> Any:
 
 
 def test_there_is_a_short_config_for_every_detector_attention_and_depth() -> None:
-    variants = [variant and f"{variant}-" for variant in make_tables.ATTENTION]
+    variants = [variant and f"{variant}-" for variant in make_tables.METHOD]
     detectors = {"faster_rcnn": "faster-rcnn", "mask_rcnn": "mask-rcnn", "retinanet": "retinanet"}
     wanted = {
         f"{folder}/{stem}_{variant}r{depth}_fpn_1x_coco.py"

@@ -16,12 +16,23 @@ from mmdet.registry import MODELS
 import sa_mmdet  # noqa: F401  (registers them)
 
 # fmt: off
-_ODD: list[Any] = [
-    None, True, False, -1, 0, 1, 2, 3, 4, 7, 8, 16, 63, 64, 65, 256, 10**6, 10**12, -(2**63), 2**64, 0.0, 0.5, 1e-9,
-    2.5, 16.0, 1e300, float("nan"), float("inf"), "", "64", "auto", "sigmoid", "avg", "conv", "\u2028", [], [3], (1, 2),
-    {}, {"type": "CBAM"}, {"type": "BAM"}, {"type": 3}, object(), b"x", torch.tensor(4), [True, False, True, False],
-    [None] * 4, ["a"] * 4,
-]
+_INTEGERS: list[Any] = [-(2**63), -64, -1, 0, 1, 2, 3, 5, 7, 8, 16, 63, 64, 65, 255]
+_TEXTS: list[Any] = ["", "64", "auto", "sigmoid", "avg", "conv", "\u2028"]
+_FLAGS: list[Any] = [True, False]
+_LAYER_CONFIGS: list[Any] = [None, {"type": "CBAM"}, {"type": "BAM"}, {"type": "ShuffleAttention", "groups": 3}]
+_PLUGIN: dict[str, Any] = {"cfg": {"type": "CBAM"}, "position": "after_conv2"}
+# Values of the type that an option has, whether they fit or not; other types are refused by whoever uses them.
+_ANY: dict[str, list[Any]] = {
+    **dict.fromkeys(["groups", "ratio", "kernel_size"], _INTEGERS),
+    "dilation": [1, 2, 3, 8, 64],
+    **dict.fromkeys(["transform", "gate", "pool", "implementation"], _TEXTS),
+    **dict.fromkeys(["norm", "shuffle", "bias"], _FLAGS),
+    "eps": [-1.0, 0.0, 1e-9, 0.5, 1e300, float("nan"), float("inf")],
+    "stage_with_attention": [None, [], [True], [True, False, True, False], [False] * 4, [True] * 5],
+    "attention": [*_LAYER_CONFIGS, [], [None] * 4, [{"type": "CBAM"}] * 3, [{"type": "CBAM"}, None, None, None]],
+    "stage_attention": _LAYER_CONFIGS,
+    "plugins": [None, [], [_PLUGIN], [_PLUGIN] * 2, [{**_PLUGIN, "position": "after_conv3"}]],
+}
 _FITTING: dict[str, list[Any]] = {
     "groups": [1, 2, 4, 8, 16], "eps": [1e-5, 1e-3], "transform": ["affine", "conv", "none"], "ratio": [1, 4, 16],
     "gate": ["tanh"], "pool": ["max", "none"], "kernel_size": [1, 3, 5, 7], "dilation": [1, 2, 4],
@@ -42,12 +53,12 @@ _OPTIONS = [*_BACKBONE, "in_channels", *(option for options in _LAYERS.values() 
 
 def arguments(rng: random.Random, options: list[str]) -> dict[str, Any]:
     chosen = rng.sample(options, rng.randrange(len(options) + 1))
-    return {o: rng.choice(_FITTING[o]) if o in _FITTING and rng.random() < 0.4 else rng.choice(_ODD) for o in chosen}
+    return {o: rng.choice(_FITTING[o]) if o in _FITTING and rng.random() < 0.4 else rng.choice(_ANY[o]) for o in chosen}
 
 
 def layer(rng: random.Random) -> tuple[dict[str, Any], bool]:
     kind = rng.choice(list(_LAYERS))
-    channels = rng.choice([1, 2, 8, 32, 64, 256]) if rng.random() < 0.8 else rng.choice(_ODD)
+    channels = rng.choice([1, 2, 7, 8, 32, 64, 255, 256])
     return dict(type=kind, in_channels=channels, **arguments(rng, _LAYERS[kind])), True
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.utils import digit_version
 
-from sa_mmdet.ops.operator import AVAILABLE
+from sa_mmdet.ops.backends import AVAILABLE
 
 OLD = digit_version(torch.__version__) < digit_version("2.6.0")  # torch.load runs code, another ONNX exporter
 export = pytest.mark.skipif(not hasattr(torch, "export"), reason="torch.export came with PyTorch 2.1")

@@ -11,10 +11,12 @@ from pathlib import Path
 from mmengine.fileio import load
 
 from sa_mmdet.atomic_write import atomic_write_text
+from sa_mmdet.attention import attention_types
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
-ATTENTION = {"": "none", "se": "SE", "eca": "ECA", "sge": "SGE", "cbam": "CBAM", "sa": "SA"}
+# The attention by its abbreviation in the names of configs.
+ATTENTION = {"": "none"} | {kind._abbr_: kind.label for kind in attention_types().values()}
 # The paper's names of the ablations and methods, in the first column of its tables.
 ABLATION = {"without-norm": "w/o_gn", "without-shuffle": "w/o_shuffle", "without-fc": "w/o_Fc", "conv": "1x1_conv"}
 METHOD = {"": "ResNet", "se": "SENet", "eca": "ECA-Net", "sge": "SGE-Net", "cbam": "CBAM", "sa": "SA-Net"}
@@ -72,7 +74,7 @@ def classification_table(folder: Path) -> str:
         if ablation:
             found = find_row(ablations, method=ABLATION[ablation])
         else:
-            found = find_row(methods, method=METHOD[variant], backbone=f"ResNet-{depth}")
+            found = find_row(methods, method=METHOD.get(variant, ""), backbone=f"ResNet-{depth}")
         name = [f"[{model['Name']}]({Path(model['Config']).name})", " ".join((ATTENTION[variant], ablation)).strip()]
         columns = ("params_m", "gflops", "top1", "top5")
         lines.append([*name, "paper", *(found.get(column, "") for column in columns)])

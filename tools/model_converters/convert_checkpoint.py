@@ -11,16 +11,18 @@ from collections import Counter
 from pathlib import Path
 
 from sa_mmdet import __version__
-from sa_mmdet.checkpoints import ATTENTIONS, Converted, convert, digest, write
+from sa_mmdet.attention import attention_types
+from sa_mmdet.checkpoints import Converted, convert, digest, known_attention, write
 
 
 def report(converted: Converted, target: str) -> None:
     """Print the old and new names (similar blocks on one line), the unused keys, and the backbone's config."""
 
+    after_stages = "|".join(kind._abbr_ for kind in attention_types().values() if kind.after_stages)
+
     def pattern(key: str) -> str:
-        return re.sub(
-            r"layer\d\.\d+\.", "layer*.*.", re.sub(r"layer\d\.([^\d])", r"layer*.\1", re.sub(r"bam\d", "bam*", key))
-        )
+        key = re.sub(rf"\b({after_stages})\d\.", r"\1*.", key)
+        return re.sub(r"layer\d\.\d+\.", "layer*.*.", re.sub(r"layer\d\.([^\d])", r"layer*.\1", key))
 
     pairs = Counter(
         (pattern(source), pattern(name if name.startswith("head.") else f"backbone.{name}"))
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--attention",
         default="auto",
-        choices=["auto", *ATTENTIONS],
+        choices=["auto", *known_attention()],
         help="refuse a file with another attention (default: %(default)s, take any)",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The fused operator against the formula, with the end of a residual block around it."""
+"""The fused operator against the formula, alone and with the end of a residual block."""
 
 from typing import Any
 
@@ -8,23 +8,22 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmdet.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sa_mmdet import ops
 
-# Untyped, for the six parameters come as a list.
+# Untyped, because the tests pass the six parameters as a list.
 shuffle_attention: Any = ops.shuffle_attention
 shuffle_attention_residual: Any = ops.shuffle_attention_residual
 
 NAMES = ("cweight", "cbias", "sweight", "sbias", "gn.weight", "gn.bias")
-# N, C, G, H, W: one channel a branch, several blocks of groups, a single position, no multiple of anything.
+# N, C, G, H, W: one channel per branch, several blocks of groups, a single position, sizes without common divisors.
 SHAPES = [(2, 8, 4, 5, 7), (1, 64, 16, 1, 9), (2, 16, 2, 1, 1), (2, 256, 64, 7, 5), (1, 32, 8, 97, 131)]
 
 
 class Inputs:
-    """Random tensors of all arguments, leaves that want gradients."""
+    """Random tensors for all arguments, all of which require gradients."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, offset: float = 0.0):
         needs.operator()
@@ -115,7 +114,7 @@ def test_the_operator_keeps_pytorchs_rules(residual: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_half_precision_rounds_its_result_alone(dtype: torch.dtype) -> None:
+def test_half_precision_rounds_only_the_result(dtype: torch.dtype) -> None:
     inputs = Inputs((2, 32, 8, 24, 20), dtype)
     exact = inputs.formula().to(torch.float64)
     actual = inputs.fused()
@@ -135,7 +134,7 @@ def test_a_huge_mean_does_not_lose_the_variance(offset: float) -> None:
         tensor.data = tensor.data.float().double()
     exact = inputs.formula(residual=False)
     relative = (inputs.fused(residual=False).double() - exact).abs().max() / exact.abs().max()
-    # float32 holds a deviation of 1 from 1e4 to three digits; E[x^2] - m^2 would hold none.
+    # float32 keeps three digits of a deviation of 1 from 1e4; E[x^2] - m^2 would keep none.
     assert relative < 2e-3
 
 
@@ -147,9 +146,9 @@ def test_channels_without_variance_and_constants() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_passes_as_in_the_reference(value: float) -> None:
+def test_nan_and_infinity_pass_as_in_the_reference(value: float) -> None:
     inputs = Inputs((2, 16, 4, 6, 6))
-    for channel in (0, 2):  # of the channel branch, of the spatial branch
+    for channel in (0, 2):  # in the channel branch, in the spatial branch
         inputs.x.data.normal_()
         inputs.x.data[0, channel, 2, 3] = value
         actual = inputs.fused(residual=False)
@@ -158,7 +157,7 @@ def test_what_is_not_finite_passes_as_in_the_reference(value: float) -> None:
         assert torch.equal(actual.isinf(), expected.isinf())
 
 
-def test_nothing_of_the_inputs_size_is_kept_but_input_and_output() -> None:
+def test_only_input_and_output_are_kept_in_full_size() -> None:
     inputs = Inputs((2, 64, 8, 16, 16), torch.float32)
     kept: list[Tensor] = []
 
@@ -182,7 +181,7 @@ def test_checkpointing_and_compile_see_one_operator() -> None:
     assert all(torch.allclose(one, other) for one, other in zip(once, compared, strict=True))
 
 
-def test_what_cannot_be_fused_is_refused_when_it_is_asked_for() -> None:
+def test_fused_is_refused_where_it_does_not_apply() -> None:
     k = [torch.zeros(4)] * 6
     x = torch.zeros(1, 24, 4, 4)
     with pytest.raises(ValueError, match=r"'fused' does not apply: groups=3 is odd.*use 'auto' or 'reference'"):
@@ -192,84 +191,3 @@ def test_what_cannot_be_fused_is_refused_when_it_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"identity of shape \(1, 24, 4, 5\) for x of shape"):
         shuffle_attention_residual(x, torch.zeros(1, 24, 4, 5), None, None, *k, 3)
     assert nn.functional.relu(x).equal(shuffle_attention_residual(x, x, None, None, *k, 3))
-
-
-def backbones(**options: Any) -> tuple[Any, Any]:
-    """The same SA-ResNet-50 twice: fused where that applies, and in MMDetection's own blocks."""
-    both = [
-        MODELS.build(dict(type="SAResNet", depth=50, implementation=implementation, **options))
-        for implementation in ("auto", "reference")
-    ]
-    for name, tensor in both[0].state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
-        elif tensor.is_floating_point() and tensor.dim() < 4:
-            tensor.normal_(0, 0.3)
-    both[1].load_state_dict(both[0].state_dict(), strict=True)
-    for model in both:
-        model.double()
-        model.train()
-    return both[0], both[1]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        dict(),
-        dict(frozen_stages=1),
-        dict(with_cp=True),
-        dict(norm_eval=False),
-        dict(stage_with_attention=(False, True, True, False)),
-        dict(plugins=[dict(cfg=dict(type="ContextBlock", ratio=1 / 16), position="after_conv2")]),
-        dict(plugins=[dict(cfg=dict(type="ContextBlock", ratio=1 / 16), position="after_conv3")]),
-    ],
-    ids=str,
-)
-def test_a_backbone_gives_the_same_either_way(options: dict[str, Any]) -> None:
-    fused, plain = backbones(**options)
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    for model in (fused, plain):
-        sum(out.square().mean() for out in model(x)).backward()
-    for (name, one), other in zip(fused.named_parameters(), plain.parameters(), strict=True):
-        assert one.requires_grad == other.requires_grad
-        if one.grad is not None:
-            torch.testing.assert_close(one.grad, other.grad, rtol=1e-8, atol=1e-8 * other.grad.abs().max(), msg=name)
-
-
-def test_hooks_on_the_attention_are_still_called() -> None:
-    model, _ = backbones()
-    model.eval()
-    seen: list[tuple[int, ...]] = []
-    model.layer1[0].sa.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
-    model(torch.randn(1, 3, 64, 64, dtype=torch.float64))
-    assert seen == [(1, 256, 16, 16)]
-
-
-def test_a_fusion_that_is_forced_and_impossible_is_refused() -> None:
-    model = MODELS.build(dict(type="SAResNet", depth=50, groups=1, implementation="fused"))
-    with pytest.raises(ValueError, match="groups=1 is odd"):
-        model(torch.randn(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="implementation='quick' is unknown"):
-        MODELS.build(dict(type="SAResNet", depth=50, implementation="quick"))
-
-
-def test_fifty_steps_follow_the_same_loss() -> None:
-    losses: dict[str, list[float]] = {}
-    for implementation in ("auto", "reference"):
-        torch.manual_seed(0)
-        backbone = dict(type="SAResNet", depth=50, implementation=implementation, frozen_stages=-1)
-        model = MODELS.build(backbone)
-        model.init_weights()
-        model.train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        x, target = torch.randn(2, 3, 64, 64), torch.randn(2, 2048, 2, 2)
-        losses[implementation] = []
-        for _ in range(50):
-            loss = nn.functional.mse_loss(model(x)[-1], target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[implementation].append(loss.item())
-    ours, theirs = torch.tensor(losses["auto"]), torch.tensor(losses["reference"])
-    assert theirs[-1] < theirs[0]
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)

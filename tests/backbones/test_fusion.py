@@ -1,4 +1,4 @@
-"""Where a user could tell the fused block from MMDetection's own, it is MMDetection's own."""
+"""Wherever a user could tell the fused block from MMDetection's own block, MMDetection's own forward runs."""
 
 import copy
 import importlib.util
@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize, prune
 from sa_mmdet import obstacles_to_fusion, ops
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.backbones.bottleneck import FusedBottleneck
-from sa_mmdet.ops.operator import AVAILABLE
+from sa_mmdet.ops.backends import AVAILABLE
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="custom operators came with PyTorch 2.4")
 Pair = tuple[Any, Any]
@@ -48,7 +48,7 @@ class DoubledBatchNorm(nn.BatchNorm2d):
 
 
 def backbones(**options: Any) -> Pair:
-    """The same small network twice, as it comes and with ``implementation='reference'``; in float64."""
+    """The same small network twice, as it is built and with ``implementation='reference'``, in float64."""
     fused: Any = MODELS.build({**SMALL, **options})
     for name, tensor in fused.state_dict().items():
         if name.endswith("running_var"):
@@ -65,7 +65,7 @@ def backbones(**options: Any) -> Pair:
 
 @pytest.fixture
 def pair() -> Pair:
-    """Of both, a block whose tail is fused as it stands, and its counterpart that is MMDetection's."""
+    """A block whose tail is fused, and the same block with ``implementation='reference'``."""
     fused, plain = backbones()
     assert fused.layer1[1].obstacle_to_fusion() is None
     return fused.layer1[1], plain.layer1[1]
@@ -76,7 +76,7 @@ def image(size: tuple[int, ...] = (2, 32, 5, 6)) -> Tensor:
 
 
 def assert_same(one: Any, other: Any, x: Tensor | None = None) -> None:
-    """Outputs, and gradients of all inputs and parameters."""
+    """Compare the outputs and the gradients of all inputs and parameters."""
     x = image() if x is None else x
     results = []
     for module in (one, other):
@@ -92,7 +92,7 @@ def assert_same(one: Any, other: Any, x: Tensor | None = None) -> None:
 
 
 def operators_called(function: Callable[[], object]) -> int:
-    """How often the fused operator is called."""
+    """The number of calls of the fused operator."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):
@@ -107,12 +107,12 @@ def operators_called(function: Callable[[], object]) -> int:
     return Count.calls
 
 
-def test_what_nobody_has_touched_is_fused(pair: Pair) -> None:
+def test_an_unchanged_block_is_fused(pair: Pair) -> None:
     assert operators_called(lambda: pair[0](image())) == 1
     assert_same(*pair)
 
 
-# --- classes and functions of the user's own
+# --- a user's own classes and functions
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_what_a_subclass_of_the_block_overrides_is_called(pair: Pair) -> None:
 
 
 class Calls:
-    """What hooks saw: which kind, and copies of the tensors."""
+    """Records what hooks see: the kind of hook and copies of the tensors."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, Tensor]] = []
@@ -222,7 +222,7 @@ KINDS = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backwar
 
 
 def outcome(block: Any, calls: Calls, x: Tensor) -> list[tuple[str, Any]]:
-    """What hooks see in a step, or PyTorch's refusal: of backward hooks on what the block changes in place."""
+    """What hooks see in a step; PyTorch refuses backward hooks on what the block changes in place."""
     try:
         block(x.clone().requires_grad_()).sum().backward()
     except RuntimeError as error:
@@ -230,7 +230,7 @@ def outcome(block: Any, calls: Calls, x: Tensor) -> list[tuple[str, Any]]:
     return calls.seen
 
 
-def assert_seen_alike(one: list[tuple[str, Tensor]], other: list[tuple[str, Tensor]]) -> None:
+def assert_same_calls(one: list[tuple[str, Tensor]], other: list[tuple[str, Tensor]]) -> None:
     assert [kind for kind, _ in one] == [kind for kind, _ in other] != []
     for (_, ours), (_, theirs) in zip(one, other, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -244,7 +244,7 @@ def test_a_hook_sees_what_it_sees_in_mmdetections_block(pair: Pair, name: str, k
         calls = Calls()
         getattr(block.get_submodule(name), f"register_{kind}")(calls(kind))
         found.append(outcome(block, calls, x))
-    assert_seen_alike(*found)
+    assert_same_calls(*found)
     if name == "relu" and kind == "forward_hook":
         assert len(found[0]) == 3 * 2  # inputs and outputs of three calls, the last of the whole block's width
         assert found[0][-1][1].shape == x.shape
@@ -260,7 +260,7 @@ def test_hooks_on_all_modules_see_all_layers(pair: Pair, kind: str) -> None:
             found.append(outcome(block, calls, x))
         finally:
             handle.remove()
-    assert_seen_alike(*found)
+    assert_same_calls(*found)
     assert kind == "full_backward_hook" or any("GroupNorm" in name for name, _ in found[0])
 
 
@@ -279,7 +279,7 @@ def test_a_hook_may_change_what_passes(pair: Pair) -> None:
 
 
 def attention_with(norm: Callable[[Any], nn.Module]) -> tuple[Any, Tensor, Tensor]:
-    """An attention whose gn is replaced, its input, and the output by the formula with the replacement's result."""
+    """An attention whose gn is replaced, an input, and the formula's output with the result of the replacement."""
     attention: Any = ShuffleAttention(16, 4).double()
     for parameter in attention.parameters():
         nn.init.normal_(parameter)
@@ -332,7 +332,7 @@ def test_another_normalisation_is_called(norm: Callable[[Any], nn.Module]) -> No
         attention(x)
 
 
-def test_a_pruned_normalisation_learns_what_is_left() -> None:
+def test_a_pruned_normalisation_learns_only_what_remains() -> None:
     attention, x, _ = attention_with(pruned)
     attention(x).square().sum().backward()
     norm: Any = attention.gn
@@ -340,7 +340,7 @@ def test_a_pruned_normalisation_learns_what_is_left() -> None:
     assert ((norm.weight_orig.grad == 0) == (norm.weight_mask == 0)).all()
 
 
-def test_the_normalisations_own_eps_counts(pair: Pair) -> None:
+def test_the_normalisations_own_eps_is_used(pair: Pair) -> None:
     before = pair[1](x := image())
     for block in pair:
         block.sa.gn.eps = 0.5
@@ -435,7 +435,7 @@ TRANSFORMS: dict[str, Callable[[Any, Tensor], Any]] = {
     "vmap": lambda block, x: torch.func.vmap(block)(x.unflatten(0, (2, -1))),
     "jacrev": lambda block, x: torch.func.jacrev(lambda x: block(x).sum((2, 3)))(x),
     "hessian": lambda block, x: torch.func.hessian(lambda x: block(x).square().sum())(x[:1, :, :1, :2]),
-    "gradients a sample": lambda block, x: torch.func.vmap(
+    "gradients per sample": lambda block, x: torch.func.vmap(
         torch.func.grad(lambda p, x: torch.func.functional_call(block, p, (x[None],)).square().sum()), (None, 0)
     )({name: parameter.detach() for name, parameter in block.named_parameters()}, x)["sa.gn.weight"],
     "functional_call": lambda block, x: torch.func.functional_call(
@@ -479,7 +479,7 @@ def test_torch_fx_traces_the_ablations() -> None:
     torch.testing.assert_close(traced(x := image((2, 16, 5, 6))), attention(x))
 
 
-def test_traces_hold_pytorchs_operators_alone() -> None:
+def test_traces_hold_only_pytorchs_operators() -> None:
     fused, plain = backbones()
     traced = torch.jit.trace(fused, image((2, 3, 32, 48)))
     assert "sa_mmdet::" not in str(traced.inlined_graph)
@@ -488,7 +488,7 @@ def test_traces_hold_pytorchs_operators_alone() -> None:
 
 
 @needs.export
-def test_compile_and_export_see_one_operator_a_block(pair: Pair) -> None:
+def test_compile_and_export_see_one_operator_per_block(pair: Pair) -> None:
     x = image()
     name = "sa_mmdet.shuffle_attention.default"
     exported = torch.export.export(pair[0], (x,))
@@ -524,7 +524,7 @@ def test_a_users_own_onnx_export(dynamo: bool, tmp_path: Path) -> None:
 
 
 class Wrapper(Tensor):
-    """A tensor of the user's own, which knows PyTorch's own operators alone."""
+    """A user's own tensor, which knows only PyTorch's own operators."""
 
     content: Any
 
@@ -548,7 +548,7 @@ def test_a_tensor_of_another_class(pair: Pair) -> None:
         torch.testing.assert_close(pair[0](Wrapper(x)).content, pair[1](x), rtol=1e-9, atol=1e-9)
 
 
-# --- nothing to compute
+# --- empty feature maps
 
 
 @pytest.mark.parametrize("size", [(0, 8, 3, 4), (2, 8, 0, 4), (0, 8, 0, 0)], ids=str)
@@ -571,7 +571,7 @@ def test_empty_maps_give_what_pytorchs_own_operators_give(size: tuple[int, ...],
 # --- the report
 
 
-def test_a_model_tells_which_blocks_are_fused_and_why_the_others_are_not() -> None:
+def test_the_report_says_which_blocks_are_fused_and_why_the_others_are_not() -> None:
     detector: Any = nn.Module()
     detector.backbone, plain = backbones()
     assert obstacles_to_fusion(detector) == dict.fromkeys(f"backbone.layer1.{i}" for i in range(3))
@@ -591,7 +591,7 @@ def test_a_model_tells_which_blocks_are_fused_and_why_the_others_are_not() -> No
 
 
 def test_reference_formula_is_the_papers() -> None:
-    """The counterpart of the tests above shares code with ours: hold it against the formula."""
+    """The reference of the tests above shares code with the package: compare it with the formula."""
     _, plain = backbones()
     block, x = plain.layer1[1], image((1, 32, 3, 4))
     out = block.relu(block.bn1(block.conv1(x)))

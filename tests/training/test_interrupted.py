@@ -1,4 +1,4 @@
-"""A training on real images that is killed thirty times, some of them while a checkpoint is written."""
+"""A training on real images is killed thirty times, sometimes while it writes a checkpoint."""
 
 import os
 import random
@@ -36,9 +36,9 @@ def writing(work_dir: Path) -> bool:
 
 
 def kill_once(config: Path, work_dir: Path, rng: random.Random, log: Path) -> str | None:
-    """Start or resume the training and kill it: what it was doing, or None if it ended before."""
+    """Start or resume the training and kill it. Returns what it was doing, or None if it had ended before."""
     for path in unfinished_files(work_dir, ".pth") if work_dir.is_dir() else []:
-        path.unlink()  # of the last kill; only what this process writes is watched for
+        path.unlink()  # left by the last kill
     begun = len(list(work_dir.glob("*/vis_data/scalars.json")))
     in_write = rng.random() < 0.5
     with log.open("a") as output:
@@ -68,7 +68,7 @@ def test_thirty_kills(coco128: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / "run0"
     while len(seen) < KILLS:
         doing = kill_once(config, work_dir, rng, tmp_path / "log")
-        if doing is None:  # it came through: the next kills hit another run
+        if doing is None:  # it has ended: start another run
             assert losses(work_dir) == undisturbed
             runs += 1
             work_dir = tmp_path / f"run{runs}"
@@ -81,7 +81,7 @@ def test_thirty_kills(coco128: Path, tmp_path: Path) -> None:
         for path in saved:
             assert torch.load(path)["meta"]["epoch"] > 0
     subprocess.run(command(config, work_dir), check=True, capture_output=True)
-    # Whatever was done twice gave the same: one loss an iteration, that of the undisturbed run.
+    # What was computed twice gave the same: one loss per iteration, that of the undisturbed run.
     assert losses(work_dir) == undisturbed
     print(f"{KILLS} kills, {seen.count('writing')} of them while a checkpoint was written, {runs + 1} runs")
     assert seen.count("writing") >= 5

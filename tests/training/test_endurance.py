@@ -1,4 +1,4 @@
-"""Long runs on real images: the memory that they hold stays what it was, and the same seed gives the same losses."""
+"""Long runs on real images: the memory in use does not grow, and the same seed gives the same losses."""
 
 import itertools
 import os
@@ -16,7 +16,7 @@ ONE_EPOCH = """
 train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=1)
 val_cfg = val_dataloader = val_evaluator = None
 """
-# Both print the process's own memory, in KiB, as they go.
+# Both programs print the memory of their process, in KiB, after each step.
 MEMORY = """
 import pathlib, re
 def kib():
@@ -57,7 +57,7 @@ class Memory(Hook):
 
 
 def memory(command: list[str], folder: Path) -> list[int]:
-    # What is freed goes back to the system, so that what is counted is held.
+    # Freed memory goes back to the system at once, so that only memory in use is counted.
     malloc = dict(MALLOC_ARENA_MAX="1", MALLOC_MMAP_THRESHOLD_="65536")
     environment = os.environ | malloc | dict(PYTHONPATH=str(folder))
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
@@ -66,7 +66,7 @@ def memory(command: list[str], folder: Path) -> list[int]:
 
 
 def growth(samples: list[int], first: int) -> float:
-    """Of the last fiftieth over the fifty samples from ``first`` on."""
+    """The growth from the fifty samples from ``first`` on to the last fiftieth of all samples."""
     begin, end = max(samples[first : first + 50]), max(samples[-len(samples) // 50 :])
     print(f"{begin / 1024:.0f} MiB after {first}, {end / 1024:.0f} MiB after {len(samples)}: {end / begin - 1:+.2%}")
     return end / begin - 1
@@ -90,7 +90,7 @@ def test_two_thousand_steps(coco128: Path, tmp_path: Path) -> None:
     assert growth(samples, 50) <= 0.02
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; on CPUs test_training.py holds it")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; for CPUs see test_training.py")
 def test_the_same_seed_gives_the_same_losses_on_a_gpu(coco128: Path, tmp_path: Path) -> None:
     config = detectors.user_config(coco128, tmp_path / "mine.py", ONE_EPOCH)
     for name in ("one", "two"):

@@ -1,12 +1,11 @@
-"""Compiles every launch of the GPU kernels for NVIDIA GPUs, on machines that have none.
+"""Compile every launch of the kernels for NVIDIA GPUs, on a machine without one.
 
-The launch code itself runs, on meta tensors of real sizes, so that what is compiled is what a GPU would be given: the
+The code that launches runs on meta tensors of real sizes, so that Triton compiles exactly what a GPU would get: the
 same tiles, dtypes, constants and alignments. Triton's interpreter, in which the other tests run, is Python and accepts
 what Triton's compiler refuses, such as a variable that changes its shape in a loop.
 """
 
 import collections
-import importlib
 import importlib.util
 import os
 import re
@@ -19,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from sa_mmdet.ops import backends
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or bool(os.environ.get("TRITON_INTERPRET")),
     reason="Triton's compiler is not installed, or its interpreter takes its place",
@@ -26,10 +27,10 @@ pytestmark = pytest.mark.skipif(
 GROUPS = 64
 MODES = ("alone", "residual", "tail")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# N, C, H, W: ResNet-50's maps of images of 800 x 1333, padded to 1344; of 224 x 224; odd sizes.
+# N, C, H, W: ResNet-50's maps of images of 800 x 1333, padded to 1344; of 224 x 224; other sizes.
 COCO = [(2, 256, 200, 336), (2, 512, 100, 168), (2, 1024, 50, 84), (2, 2048, 25, 42)]
 IMAGENET = [(32, 256, 56, 56), (32, 512, 28, 28), (32, 1024, 14, 14), (32, 2048, 7, 7)]
-ODD = [(2, 2048, 25, 41), (1, 128, 1, 1), (3, 384, 91, 97)]
+OTHER = [(2, 2048, 25, 41), (1, 128, 1, 1), (3, 384, 91, 97)]
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 PROGRAMS = 2 * 132  # two for each multiprocessor of an H100
 
@@ -68,7 +69,7 @@ def on_launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Launch, int
     def install(launch: Launch, architecture: int = 90) -> Any:
         driver.set_active(StandInDriver(architecture))
         monkeypatch.setattr(JITFunction, "run", lambda self, *args, **options: launch(self, *args, **options))
-        return importlib.import_module("sa_mmdet.ops._triton")
+        return backends.triton
 
     before = dict(vars(driver))
     yield install
@@ -77,7 +78,7 @@ def on_launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Launch, int
 
 
 def step(kernels: Any, shape: tuple[int, ...], dtype: torch.dtype, last: bool, mode: str) -> None:
-    """A forward and a backward."""
+    """Run a forward and a backward; ``last`` for the layout channels-last."""
     memory_format = torch.channels_last if last else torch.contiguous_format
 
     def image() -> torch.Tensor:
@@ -93,7 +94,7 @@ def step(kernels: Any, shape: tuple[int, ...], dtype: torch.dtype, last: bool, m
 
 
 def specialisation(function: Any, args: tuple, options: dict[str, Any]) -> tuple:
-    """What Triton compiles a kernel anew for."""
+    """What makes Triton compile a kernel again."""
     key: list[Any] = [function.fn.__name__, *sorted(options.items())]
     for parameter, argument in zip(function.params, args, strict=False):
         if isinstance(argument, torch.Tensor):
@@ -130,8 +131,8 @@ def test_triton_accepts_every_launch(on_launch: Any, monkeypatch: pytest.MonkeyP
 
     kernels = on_launch(launch)
     monkeypatch.setattr(CUDABackend, "make_ttir", staticmethod(stop))
-    for shape in (*COCO, *IMAGENET, *ODD):
-        # The layouts and modes do not depend on the dtype: each dtype has all of them for some of the maps.
+    for shape in (*COCO, *IMAGENET, *OTHER):
+        # Layouts and modes do not depend on the dtype, so some of the maps are enough for each dtype.
         for dtype in DTYPES if shape in (COCO[0], COCO[3], IMAGENET[3]) else DTYPES[:1]:
             for last in (False, True):
                 for mode in MODES:
@@ -142,7 +143,7 @@ def test_triton_accepts_every_launch(on_launch: Any, monkeypatch: pytest.MonkeyP
 
 
 def launches(on_launch: Any, *arguments: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """Kernels and grids of a step."""
+    """The kernels and grids of a step."""
     made: list[tuple[str, tuple[int, ...]]] = []
     step(on_launch(lambda function, *_, grid, **__: made.append((function.fn.__name__, grid))), *arguments)
     return made
@@ -162,7 +163,7 @@ def test_few_launches_that_fill_the_machine(
     if not on_chip:
         forward, backward = ["_statistics_kernel", *forward], ["_sums_kernel", *backward]
     assert names == forward + backward
-    # The vectors, numbers a channel, are all that is added up by few programs.
+    # Only the gradients of vectors, which have one number per channel, are computed by few programs.
     assert min(grid[0] for name, grid in made if name != "_vectors_kernel") >= PROGRAMS
 
 
@@ -176,7 +177,7 @@ def test_grids_within_cudas_limits(on_launch: Any, shape: tuple[int, ...], last:
 
 
 @pytest.mark.parametrize("shape", [(0, 256, 8, 8), (2, 256, 0, 8), (2, 256, 8, 0)], ids=str)
-def test_nothing_is_launched_for_nothing(on_launch: Any, shape: tuple[int, ...]) -> None:
+def test_no_launch_for_an_empty_map(on_launch: Any, shape: tuple[int, ...]) -> None:
     assert launches(on_launch, shape, torch.float32, False, "tail") == []
 
 
@@ -210,7 +211,7 @@ def test_each_launch_is_on_the_tensors_own_device(on_launch: Any, monkeypatch: p
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and bytes that it spills to memory."""
+    """The registers of a thread, and the bytes that it spills to memory."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -241,7 +242,7 @@ def test_machine_code(on_launch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path:
         seen.add(key)
         kernel = compile_kernel(function, *args, **{**options, "warmup": True})
         registers, spilled = resources(kernel.asm["cubin"])
-        if spilled > 16:  # the assembler gives a register or two to memory at will, differently from version to version
+        if spilled > 16:  # the assembler spills a register or two in some versions
             problems[f"{name}: {spilled} bytes spilled, {registers} registers"].append(where)
         ptx = kernel.asm["ptx"]
         if re.search(r"^\s*(@%p\d+ )?(atom|red)\.", ptx, re.MULTILINE):
@@ -257,7 +258,7 @@ def test_machine_code(on_launch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path:
             problems[f"{name}: no load of 128 bits"].append(where)
 
     kernels = on_launch(launch, architecture)
-    # bfloat16 is float16's machine code but for the conversions, 'residual' is 'tail' without two loads.
+    # The machine code for bfloat16 is that for float16 with other conversions, 'residual' is 'tail' without two loads.
     for shape in (*COCO, IMAGENET[2]):
         for dtype in DTYPES[:2]:
             for last in (False, True):

@@ -1,6 +1,5 @@
-"""The GPU kernels: in Triton's interpreter where there is no GPU, in a process of its own."""
+"""The GPU kernels against the formula; without a GPU in a process of their own, by Triton's interpreter."""
 
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -12,16 +11,16 @@ import reference
 import torch
 from torch import Tensor
 
-from sa_mmdet.ops.operator import AVAILABLE
+from sa_mmdet.ops import backends
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or not AVAILABLE, reason="Triton is not installed, or not used"
+    importlib.util.find_spec("triton") is None or not backends.AVAILABLE, reason="Triton is not installed, or not used"
 )
 NAMES = ("cweight", "cbias", "sweight", "sbias", "gn.weight", "gn.bias")
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 DEVICE = "cpu" if INTERPRETED else "cuda"
-# N, C, G, H, W: whole rows on chip, one position, no multiple of anything, longer than a channels-last row may be,
-# longer than any row may be, several blocks of channels.
+# N, C, G, H, W: whole rows on chip, one position, sizes without common divisors, longer than channels-last rows on chip
+# may be, longer than any row on chip may be, several blocks of channels.
 SHAPES = [
     (2, 16, 4, 5, 7),
     (1, 8, 2, 1, 1),
@@ -36,7 +35,7 @@ here = pytest.mark.skipif(
 
 
 def kernels() -> Any:
-    return importlib.import_module("sa_mmdet.ops._triton")
+    return backends.triton
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the tests below run here")
@@ -77,7 +76,7 @@ def test_kernels_equal_the_formula(shape: tuple[int, ...], dtype: torch.dtype, m
     tolerance = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
-    # The ReLU passes a gradient where the result is positive: take the kernels' own, which rounds some to zero.
+    # The ReLU passes a gradient where the kernels' own result is positive, which may be rounded to zero.
     through = gradient.double() if mode == "alone" else gradient.double() * (out > 0)
     linear = reference.shuffle_attention(y, dict(zip(NAMES, leaves[4], strict=True)), groups) + leaves[1]
     theirs = torch.autograd.grad(linear, leaves, through, allow_unused=True)
@@ -112,17 +111,17 @@ def test_a_huge_mean_does_not_lose_the_variance(shape: tuple[int, ...], channels
     [((2, 8, 6, 6), torch.nan), ((2, 8, 6, 6), torch.inf), ((2, 8, 6, 6), -torch.inf), ((1, 4, 91, 97), torch.inf)],
     ids=str,
 )
-def test_what_is_not_finite_passes_as_with_pytorchs_operators(shape: tuple[int, ...], value: float) -> None:
+def test_nan_and_infinity_pass_as_with_pytorchs_operators(shape: tuple[int, ...], value: float) -> None:
     channels = shape[1]
     parameters = torch.randn(6, channels // 4, device=DEVICE)
-    for channel in (0, channels // 4):  # of the channel branch, of the spatial branch
+    for channel in (0, channels // 4):  # in the channel branch, in the spatial branch
         x, identity = torch.randn(shape, device=DEVICE), torch.randn(shape, device=DEVICE)
         x[0, channel, 2, 3] = value
         identity[0, channel, 0, 0] = value
         out, mean, rstd = kernels().forward(x, identity, None, None, parameters, 2, 1e-5)
         gated = reference.shuffle_attention(x, dict(zip(NAMES, parameters, strict=True)), 2)
         torch.testing.assert_close(out, torch.relu(gated + identity), equal_nan=True, rtol=1e-4, atol=1e-4)
-        # The ReLU hands its gradient on where its result is not a number.
+        # The ReLU passes the gradient where its result is NaN.
         gradient = torch.ones_like(x)
         passed = kernels().backward(gradient, x, out, mean, rstd, None, None, parameters, 2, 1e-5)[1]
         assert torch.equal(passed, torch.ops.aten.threshold_backward(gradient, out, 0))
@@ -130,7 +129,7 @@ def test_what_is_not_finite_passes_as_with_pytorchs_operators(shape: tuple[int, 
 
 @here
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)], ids=str)
-def test_nothing_gives_nothing(shape: tuple[int, ...]) -> None:
+def test_empty_maps(shape: tuple[int, ...]) -> None:
     x, parameters = torch.randn(shape, device=DEVICE), torch.randn(6, 2, device=DEVICE)
     out, mean, rstd = kernels().forward(x, x, None, None, parameters, 2, 1e-5)
     assert (out.shape, mean.shape, rstd.shape) == (x.shape, (shape[0], 8), (shape[0], 4))
@@ -141,8 +140,8 @@ def test_nothing_gives_nothing(shape: tuple[int, ...]) -> None:
 
 @here
 @pytest.mark.parametrize("kind", ["expanded", "transposed", "strided", "offset"])
-def test_odd_strides(kind: str) -> None:
-    def odd() -> Tensor:
+def test_unusual_strides(kind: str) -> None:
+    def strided() -> Tensor:
         base = torch.randn(2, 16, 12, 12, device=DEVICE)
         return {
             "expanded": base[:1, :8, :6, :6].expand(2, 8, 6, 6),
@@ -151,7 +150,7 @@ def test_odd_strides(kind: str) -> None:
             "offset": base.flatten()[3 : 3 + 2 * 8 * 36].view(2, 8, 6, 6),
         }[kind]
 
-    x, identity, gradient = odd(), odd(), odd()
+    x, identity, gradient = strided(), strided(), strided()
     parameters = torch.randn(6, 2, device=DEVICE)
     results = []
     for make in (lambda t: t, lambda t: t.clone(memory_format=torch.contiguous_format)):
@@ -192,7 +191,7 @@ def test_passes_over_memory(monkeypatch: pytest.MonkeyPatch, on_chip: bool, mode
     kernels().backward(gradient, x, out if mode == "tail" else None, mean, rstd, *affine, parameters, 2, 1e-5)
     backward = moved[0] / (4 * x.numel()) - forward
     expected = {("alone", True): (2, 3), ("alone", False): (3, 5), ("tail", True): (3, 5), ("tail", False): (4, 7)}
-    # Numbers for each channel, and split, come on top: they weigh little but on the smallest map, of 64 positions.
+    # Numbers per channel and per split come on top. They matter on the smallest map only, with its 64 positions.
     for passes, bound in zip((forward, backward), expected[mode, on_chip], strict=True):
         assert bound <= passes < bound + (0.9 if side == 8 else 0.35)
 
@@ -217,7 +216,7 @@ def test_results_repeat() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_last_program_past_two_to_the_31st(monkeypatch: pytest.MonkeyPatch, channels_last: bool) -> None:
-    """Of each launch the last program alone: what it does not touch of tensors of 4 GiB takes no memory."""
+    """Run only the last program of each launch: the rest of the tensors of 4 GiB is not touched and takes no memory."""
     _triton = kernels()
     shift = [0]
 
@@ -236,17 +235,18 @@ def test_the_last_program_past_two_to_the_31st(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(_triton, "_program", last_program)
     for name in ("_statistics_kernel", "_forward_kernel", "_sums_kernel", "_backward_kernel"):
         monkeypatch.setattr(_triton, name, Last(getattr(_triton, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)  # of the splits that are not summed
+    # Splits that no program has summed count as zero.
+    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
     shape, layout = (1, 2**17, 257, 64), torch.channels_last if channels_last else torch.contiguous_format
     x, identity, gradient = (torch.empty(shape, dtype=torch.float16, memory_format=layout) for _ in range(3))
     assert x.numel() > 2**31
-    # The last tile of the output: one channel, or the last 32, which are the last 16 of both halves of x.
+    # The last tile of the output: one channel, or the last 32, which are the last 16 in each half of x.
     written = [shape[1] - 1] if not channels_last else list(range(shape[1] - 32, shape[1]))
     read = sorted({channel // 2 + channel % 2 * (shape[1] // 2) for channel in written})
     x[:, read] = torch.arange(len(read), dtype=torch.float16)[:, None, None] / 8
     identity[:, written], gradient[:, written] = -0.25, 2.0
     parameters = torch.zeros(6, 1024)
-    parameters[1] = parameters[3] = 1.0  # gates of sigmoid(1) whatever the statistics are
+    parameters[1] = parameters[3] = 1.0  # all gates are sigmoid(1), whatever the statistics
     gate = torch.sigmoid(torch.tensor(1.0)).item()
     out, mean, rstd = _triton.forward(x, identity, None, None, parameters, 64, 1e-5)
     values = x[0, [channel // 2 + channel % 2 * (shape[1] // 2) for channel in written]].float()
@@ -260,7 +260,7 @@ def test_the_last_program_past_two_to_the_31st(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_offsets_past_two_to_the_31st() -> None:
-    """The second image alone is short enough for 32 bits; both together are not."""
+    """Offsets in the second image alone fit into 32 bits, those in both images do not."""
     _triton = kernels()
     x = torch.randn(2, 256, 2050, 2050, device="cuda", dtype=torch.float16)
     assert x.numel() > 2**31

@@ -1,3 +1,5 @@
+"""Shuffle attention against the formula, and as a plugin of MMDetection's backbones."""
+
 import mmdet.models
 import needs
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.ops import shuffle_attention
 
-# N, C, G, H, W: one channel a branch, one group, an odd number of groups, a single position, a single row.
+# N, C, G, H, W: one channel per branch, one group, an odd number of groups, a single position, a single row.
 SHAPES = [(2, 8, 4, 5, 7), (1, 12, 1, 4, 4), (3, 24, 3, 6, 2), (2, 16, 2, 1, 1), (1, 64, 16, 1, 9), (2, 256, 64, 7, 5)]
 
 
@@ -64,7 +66,7 @@ def test_groups_that_do_not_fit_are_refused_with_those_that_do(channels: int, gr
         ShuffleAttention(channels, groups)
 
 
-def test_the_function_refuses_what_it_cannot_take() -> None:
+def test_the_function_refuses_shapes_that_do_not_fit() -> None:
     k = torch.zeros(2)
     with pytest.raises(ValueError, match=r"N x C x H x W, got a tensor of shape \(8, 4, 4\)"):
         shuffle_attention(torch.zeros(8, 4, 4), k, k, k, k, k, k, groups=2)

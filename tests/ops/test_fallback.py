@@ -1,7 +1,4 @@
-"""A kernel that fails: PyTorch's own operators go on.
-
-The kernels are stand-ins, called on CPU tensors as on a GPU's.
-"""
+"""Where a kernel fails, PyTorch's own operators compute. Stand-ins for the kernels are called on CPU tensors."""
 
 import os
 import subprocess
@@ -20,18 +17,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sa_mmdet import obstacles_to_fusion, ops
-from sa_mmdet.ops import cpu, operator
+from sa_mmdet.ops import backends, cpu, custom_op
 
-pytestmark = pytest.mark.skipif(not operator.AVAILABLE, reason="custom operators came with PyTorch 2.4")
+pytestmark = pytest.mark.skipif(not backends.AVAILABLE, reason="custom operators came with PyTorch 2.4")
 shuffle_attention: Any = ops.shuffle_attention_residual
 
 
 class CompilationError(Exception):
-    """As Triton's, whose message is the source with the cause below."""
+    """Like Triton's, whose message is the source code with the cause in the last line."""
 
 
 class OutOfResources(Exception):
-    """As Triton's: a kernel wants more than the GPU has."""
+    """Like Triton's: a kernel needs more than the GPU has."""
 
 
 FAILURES = [
@@ -46,7 +43,7 @@ FAILURES = [
     AttributeError("module 'triton' has no attribute 'next_power_of_2'"),
     RuntimeError(""),
 ]
-BEYOND_HELP = [
+FATAL = [
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("Triton Error [CUDA]: out of memory"),
     RuntimeError("CUDA error: device-side assert triggered"),
@@ -57,14 +54,10 @@ BEYOND_HELP = [
 
 
 class Kernels(types.SimpleNamespace):
-    """In place of Triton's: PyTorch's for CPUs, of which either direction may fail."""
+    """Stand-ins that compute by the backend for CPUs, unless they are told to fail."""
 
     def __init__(self) -> None:
         super().__init__(forward_fails=None, backward_fails=None, calls=[])
-
-    def memory_format(self, x: Tensor) -> torch.memory_format:
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return torch.channels_last if last else torch.contiguous_format
 
     def forward(self, *arguments: Any) -> Any:
         self.calls.append("forward")
@@ -82,10 +75,10 @@ class Kernels(types.SimpleNamespace):
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     stand_in = Kernels()
-    monkeypatch.setattr(operator, "_triton", stand_in)
-    monkeypatch.setattr(operator, "by_triton", lambda x: True)
-    monkeypatch.setattr(operator, "failures", {})
-    monkeypatch.setattr(operator, "_told", set())
+    monkeypatch.setattr(backends, "triton", stand_in)
+    monkeypatch.setattr(backends, "by_triton", lambda x: True)
+    monkeypatch.setattr(backends, "failures", {})
+    monkeypatch.setattr(backends, "reported", set())
     return stand_in
 
 
@@ -114,17 +107,17 @@ def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
-def test_a_kernel_that_fails_is_told_once_and_replaced(kernels: Kernels, error: Exception, direction: str) -> None:
+def test_a_kernel_that_fails_is_reported_once_and_replaced(kernels: Kernels, error: Exception, direction: str) -> None:
     setattr(kernels, f"{direction}_fails", error)
     leaves = tensors()
     wanted = expected(leaves)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as reported:
         warnings.simplefilter("always")
         for _ in range(3):
             assert_equal(step(lambda: shuffle_attention(*leaves, 4), leaves), wanted)
-    assert len(told) == 1
-    assert f"a kernel of the fused shuffle attention fails on cpu ({type(error).__name__}" in str(told[0].message)
-    assert " ".join(str(error).splitlines()[-1:]) in str(told[0].message)
+    assert len(reported) == 1
+    assert f"a kernel of the fused shuffle attention fails on cpu ({type(error).__name__}" in str(reported[0].message)
+    assert " ".join(str(error).splitlines()[-1:]) in str(reported[0].message)
     assert kernels.calls == (["forward"] if direction == "forward" else ["forward", "backward"])
 
 
@@ -139,13 +132,13 @@ def test_layouts_stay_those_of_the_kernels(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("error", BEYOND_HELP, ids=lambda error: str(error)[-20:])
-def test_what_pytorch_could_not_do_either_rises(kernels: Kernels, error: Exception, direction: str) -> None:
+@pytest.mark.parametrize("error", FATAL, ids=lambda error: str(error)[-20:])
+def test_errors_that_pytorch_would_meet_too_are_raised(kernels: Kernels, error: Exception, direction: str) -> None:
     setattr(kernels, f"{direction}_fails", error)
     leaves = tensors()
     with pytest.raises(type(error)):
         step(lambda: shuffle_attention(*leaves, 4), leaves)
-    assert operator.failures == {}
+    assert backends.failures == {}
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -161,17 +154,17 @@ def test_a_kernel_that_is_asked_for_raises_its_error(kernels: Kernels, direction
         step(lambda: shuffle_attention(*leaves, 4, implementation="fused"), leaves)
 
 
-def test_a_callers_mistake_rises_and_changes_nothing(kernels: Kernels) -> None:
+def test_a_callers_mistake_is_raised_and_changes_nothing(kernels: Kernels) -> None:
     x, parameters = torch.randn(1, 16, 4, 4), torch.randn(6, 3)
     kernels.forward_fails = ValueError("no such shape")
     with pytest.raises(RuntimeError, match="shape"):
-        operator.fused(x, None, None, None, parameters, 4, 1e-5)
-    assert operator.failures == {}
+        custom_op.fused(x, None, None, None, parameters, 4, 1e-5)
+    assert backends.failures == {}
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_under_checkpointing(kernels: Kernels, reentrant: bool) -> None:
-    """The kernel fails between a forward and its recomputation, and the block before is recomputed after that."""
+    """The kernel fails in a backward; the block before it is recomputed only after that."""
     kernels.backward_fails = FAILURES[0]
     leaves = tensors()
 

@@ -1,4 +1,4 @@
-"""Two processes over gloo, on CPUs, by MMEngine's own launcher and wrappers, against one process with both batches."""
+"""Two processes over gloo on CPUs, by MMEngine's launcher and wrappers, against one process with both batches."""
 
 import os
 import re
@@ -38,15 +38,15 @@ def test_two_processes_train_as_one_with_both_batches(folder: Path, name: str, w
     states = [torch.load(folder / f"{name}.{wrapper}.{rank}.pth") for rank in range(WORLD)]
     network = made(name)
     if name == "plain norm":
-        # Each process norms by its own batch: the mean of both gradients, from forwards apart.
-        network = _Apart(network)
+        # Each process normalises by its own batch: the result is the mean of the gradients of two separate forwards.
+        network = SeparateForwards(network)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     inputs = batches() if name == "plain norm" else batches().flatten(1, 2)
     trained(network, inputs, CASES[name][1])
     changed = 0
     for key, expected in network.state_dict().items():
         if name == "plain norm" and ("running" in key or "tracked" in key):
-            continue  # each process's own
+            continue  # each process has its own
         changed += not torch.equal(before[key], expected)
         for state in states:
             actual = state[key.removeprefix("network.")]
@@ -55,7 +55,7 @@ def test_two_processes_train_as_one_with_both_batches(folder: Path, name: str, w
     assert (changed == 2) == (name == "4 stages frozen")
 
 
-class _Apart(BaseModel):
+class SeparateForwards(BaseModel):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
@@ -99,11 +99,13 @@ def test_a_training_of_two_processes_on_real_images(coco128: Path, tmp_path: Pat
         )
         for rank, command in enumerate(commands)
     ]
-    said, *others = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), said[-3000:] + "".join(others)[-3000:]
-    assert f"Distributed launcher: {'slurm' if launcher == 'slurm' else 'pytorch'}" in said
-    assert re.search(r"GPU number: 2\b", said)  # which MMEngine says of processes
-    assert "[1][4/4]" in said  # 61 images, 8 a process
-    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in said
+    first, *others = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), (
+        first[-3000:] + "".join(others)[-3000:]
+    )
+    assert f"Distributed launcher: {'slurm' if launcher == 'slurm' else 'pytorch'}" in first
+    assert re.search(r"GPU number: 2\b", first)  # MMEngine calls processes GPUs
+    assert "[1][4/4]" in first  # 61 images, 8 per process and step
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in first
     saved = tmp_path / "run" / "epoch_1.pth"
-    assert saved.is_dir() if "FSDP" in launcher else saved.is_file()  # with FSDP, a file a process in it
+    assert saved.is_dir() if "FSDP" in launcher else saved.is_file()  # with FSDP, a folder with one file per process

@@ -1,4 +1,4 @@
-"""What every attention module owes, over the whole registry of them and over their options."""
+"""What every registered attention layer must do, with all its options."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import sa_mmdet.attention
-from sa_mmdet.attention import Attention
+from sa_mmdet.attention import Attention, attention_types
 from sa_mmdet.attention.efficient_channel_attention import default_kernel_size
 
 CHANNELS = 32
@@ -26,8 +26,8 @@ CHANNELS = 32
 class Case:
     cfg: dict[str, Any]
     formula: Callable[..., Tensor]
-    names: set[str]  # of the released weights, below the block's name for the module
-    options: dict[str, Any] = field(default_factory=dict)  # of the formula
+    names: set[str]  # the names of its released weights
+    options: dict[str, Any] = field(default_factory=dict)  # the formula's arguments
 
     @property
     def id(self) -> str:
@@ -69,7 +69,7 @@ CASES = [
     Case(dict(type="SpatialGroupEnhance", groups=4), reference.spatial_group_enhance, {"weight", "bias"}, G4),
     Case(dict(type="CBAM", ratio=4), reference.cbam, CBAM_NAMES, dict(training=True)),
 ]
-# Behind a stage, and for inference: see tests/test_convert_checkpoint.py and tests/test_deployment.py too.
+# After a stage, and for inference: see tests/checkpoints/test_conversion.py and tests/test_deployment.py, too.
 OUTSIDE_BLOCKS: list[dict[str, Any]] = [dict(type="BAM", ratio=4), dict(type="BakedShuffleAttention")]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 
@@ -83,11 +83,12 @@ def build(case: Case, randomised: bool = True) -> Any:
 
 
 def test_every_registered_module_is_tested() -> None:
-    modules = {name for name in sa_mmdet.attention.__all__ if name != "Attention"}
-    assert modules == {case.cfg["type"] for case in CASES} | {cfg["type"] for cfg in OUTSIDE_BLOCKS}
+    known = {name: kind for name, kind in attention_types().items() if kind.__module__.startswith("sa_mmdet.")}
+    assert {kind.__name__ for kind in known.values()} == set(known) < set(sa_mmdet.attention.__all__)
+    assert set(known) == {case.cfg["type"] for case in CASES} | {cfg["type"] for cfg in OUTSIDE_BLOCKS}
 
 
-# Batches of one, odd and single-row maps; a single position last.
+# Odd sizes, batches of one, single rows and, last, a single position.
 @pytest.mark.parametrize("shape", [(2, CHANNELS, 7, 5), (1, CHANNELS, 8, 8), (3, CHANNELS, 1, 6), (2, CHANNELS, 1, 1)])
 @every_case
 def test_outputs_and_gradients_equal_the_formula(case: Case, shape: tuple[int, ...]) -> None:
@@ -167,8 +168,8 @@ def test_mixed_precision_is_close_to_float32(case: Case, dtype: torch.dtype) -> 
         actual = module(x)
     assert actual.dtype == dtype
     expected = module(x.float())
-    # A gate's logit passes two layers in half precision; each rounds its inputs, weights and sum, of the size of the
-    # largest of them, and a gate such as ReLU hands the error on undamped.
+    # A gate's logit passes two layers in half precision. Each rounds its inputs, weights and sum by up to the size of
+    # the largest of them, and a gate such as ReLU does not reduce the error.
     tolerance = 8 * torch.finfo(dtype).eps * expected.abs().max().item()
     torch.testing.assert_close(actual.float(), expected, rtol=0, atol=tolerance)
     actual.float().mean().backward()
@@ -216,14 +217,14 @@ def test_any_default_scope_finds_it(case: Case) -> None:
         assert name == module._abbr_
 
 
-def has_no_start(case: Case) -> bool:
+def has_no_exact_start(case: Case) -> bool:
     return case.cfg.get("transform") == "none" or case.cfg.get("gate") in ("tanh", "relu")
 
 
 @every_case
 def test_an_exact_start_only_scales_and_moves(case: Case) -> None:
     module = build(case).double()
-    if has_no_start(case):
+    if has_no_exact_start(case):
         with pytest.raises(ValueError, match="cannot start as a plain network: use"):
             module.start_exactly()
         return
@@ -237,13 +238,13 @@ def test_an_exact_start_only_scales_and_moves(case: Case) -> None:
 def test_resnet_pretrained_starts_from_the_plain_function(case: Case, depth: int, tmp_path: Path) -> None:
     plain = ResNet(depth)
     plain.init_weights()
-    for name, tensor in plain.state_dict().items():  # as if trained: no norm is an identity
+    for name, tensor in plain.state_dict().items():  # as if trained, with no norm that is an identity
         if name.split(".")[-2].startswith("bn") or "downsample.1" in name:
             tensor.uniform_(0.1, 0.4) if tensor.is_floating_point() else None
     torch.save(plain.state_dict(), tmp_path / "plain.pth")
     init_cfg = dict(type="ResNetPretrained", checkpoint=str(tmp_path / "plain.pth"))
     model = MODELS.build(dict(type="AttentionResNet", depth=depth, attention=case.cfg, init_cfg=init_cfg))
-    if has_no_start(case):
+    if has_no_exact_start(case):
         with pytest.raises(ValueError, match="cannot start as a plain network"):
             model.init_weights()
         return
@@ -290,19 +291,18 @@ def test_the_formula_for_ecas_kernel() -> None:
         (dict(type="SqueezeExcitation", gate="swish"), "gate='swish' is unknown"),
         (
             dict(type="EfficientChannelAttention", kernel_size=4),
-            "kernel_size=4 does not fit 32 channels: it must be odd",
+            "kernel_size=4 must be odd and positive: use 5",
         ),
-        (dict(type="EfficientChannelAttention", kernel_size=33), "kernel_size=33 does not fit 32 channels"),
-        (dict(type="EfficientChannelAttention", kernel_size=-1), "kernel_size=-1 does not fit"),
+        (dict(type="EfficientChannelAttention", kernel_size=-1), "kernel_size=-1 must be odd and positive: use 1"),
         (dict(type="SpatialGroupEnhance", groups=5), "groups=5 does not fit 32 channels.*values that fit: 1, 2, 4"),
         (dict(type="SpatialGroupEnhance", groups=64), "groups=64 does not fit 32 channels"),
         (dict(type="CBAM", ratio=3), "ratio=3 does not fit"),
-        (dict(type="CBAM", kernel_size=6), "kernel_size=6 must be odd and from 1 to 127: use 7"),
+        (dict(type="CBAM", kernel_size=6), "kernel_size=6 must be odd and positive: use 7"),
         (dict(type="ShuffleAttention", groups=4, transform="linear"), "transform='linear' is unknown"),
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(cfg: dict, message: str) -> None:
+def test_options_that_do_not_fit_are_refused(cfg: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_plugin_layer(cfg, in_channels=CHANNELS)
 
@@ -310,9 +310,9 @@ def test_what_does_not_fit_is_refused(cfg: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(attention=[dict(type="CBAM")] * 3), "3 entries, num_stages=4 asks for 4"),
-        (dict(attention=dict(type="CBAM"), plugins=PLUGIN), "CBAM stands twice at 'after_conv3' of stage 1"),
-        (dict(plugins=PLUGIN * 2), "CBAM stands twice"),
+        (dict(attention=[dict(type="CBAM")] * 3), "3 entries, but num_stages=4"),
+        (dict(attention=dict(type="CBAM"), plugins=PLUGIN), "duplicate plugin CBAM at 'after_conv3' of stage 1"),
+        (dict(plugins=PLUGIN * 2), "duplicate plugin CBAM"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Backbones in half precision, compiled, in channels-last layout and exported, against themselves in float32."""
+"""Backbones in half precision, compiled, in channels-last layout and exported, compared with float32 in eager mode."""
 
 import itertools
 from pathlib import Path
@@ -115,12 +115,12 @@ def test_compiled_to_machine_code() -> None:
 def test_two_hundred_steps_on_real_images(coco128: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     cfg = small_retinanet(coco128, tmp_path)
     cfg.train_dataloader.batch_size = 2
-    # A quarter of the channels: CPUs take 31 minutes for ResNet-18's own in float16, in which their convolutions crawl.
+    # A quarter of the channels: convolutions in float16 are so slow on CPUs that ResNet-18's own take 31 minutes.
     cfg.model.backbone.update(base_channels=16, groups=8)
     cfg.model.neck.in_channels = [16, 32, 64, 128]
     cfg.train_dataloader.dataset.pipeline[2].scale = (96, 80)
-    # PyTorch (2.13 and 2.15) leaves the weight gradient of a strided convolution over a map one position wide, the last
-    # one of the neck here, uninitialised in bfloat16 on CPUs: NaN sooner or later, without our code.
+    # PyTorch (2.13 and 2.15) leaves the weight gradient of a strided convolution over a map one position wide, here the
+    # last map of the neck, uninitialised in bfloat16 on CPUs: it is NaN sooner or later, without this package, too.
     cfg.model.data_preprocessor.pad_size_divisor = 128
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runner = Runner.from_cfg(cfg)

@@ -1,4 +1,4 @@
-"""A config of a user's own, outside the repository, on real images: trained, stopped, resumed, evaluated."""
+"""A user's own config, outside the repository, on real images: train, stop, resume, evaluate."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def run(command: list[str], cwd: Path) -> str:
 
 
 def scalars(work_dir: Path) -> list[dict]:
-    """All that the runs in a work dir logged, in order."""
+    """All entries that the runs in a work directory have logged, in order."""
     paths = sorted(work_dir.glob("*/vis_data/scalars.json"))
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
@@ -53,7 +53,7 @@ def test_a_run_that_was_killed_resumes_and_its_checkpoint_gives_its_metrics(user
     resumed = run(tool("train.py", user_config, "--work-dir", "killed", "--resume"), folder)
     assert re.search(r"resumed epoch: 1, iter: \d", resumed)
 
-    # The optimizer's state and the schedule came back: the second epoch's losses are those of an undisturbed run.
+    # The optimizer's state and the schedule were restored: the second epoch has the losses of an undisturbed run.
     losses = [[line["loss"] for line in scalars(folder / name) if "loss" in line] for name in ("whole", "killed")]
     steps = len(losses[0]) // 2
     assert losses[1][:steps] == losses[0][:steps]  # the same seed, the same numbers

@@ -1,3 +1,5 @@
+"""SAResNet with the options of MMDetection's ResNet."""
+
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,14 @@ def test_every_depth_has_attention_in_every_block_and_trains(depth: int) -> None
 
 
 @pytest.mark.parametrize(("depth", "added"), [(50, 708), (101, 1524)])
-def test_the_parameters_number_what_the_paper_says(depth: int, added: int) -> None:
+def test_the_number_of_parameters_is_the_papers(depth: int, added: int) -> None:
     def count(model: torch.nn.Module) -> int:
         return sum(p.numel() for p in model.parameters())
 
     assert count(build(depth)) - count(ResNet(depth)) == added
 
 
-def test_attention_stands_after_the_last_norm() -> None:
+def test_attention_follows_the_last_norm() -> None:
     for depth, norm in ((18, "bn2"), (50, "bn3")):
         model = build(depth)
         model.eval()
@@ -68,7 +70,7 @@ def test_a_released_file_loads_as_it_is(tmp_path: Path, wrapper: str | None) -> 
 def test_stages_without_attention() -> None:
     model = build(50, stage_with_attention=(False, True, False, True))
     assert [len(attention(getattr(model, f"layer{i}"))) for i in (1, 2, 3, 4)] == [0, 4, 0, 3]
-    # Only the stages with attention limit the groups.
+    # The groups must fit only the stages with attention.
     assert attention(build(18, groups=64, stage_with_attention=(False, True, True, True)))
 
 
@@ -135,10 +137,10 @@ def test_blocks_start_as_identities_like_mmdetections(depth: int) -> None:
         (dict(depth=18, groups=64), "groups=64 does not fit stages of 64, 128, 256, 512 channels.*1, 2, 4, 8, 16, 32$"),
         (dict(groups=48), "groups=48 does not fit"),
         (dict(groups=0), "groups=0 does not fit"),
-        (dict(stage_with_attention=(True,)), "1 entries, num_stages=4 asks for 4"),
+        (dict(stage_with_attention=(True,)), "1 entries, but num_stages=4"),
         (
             dict(plugins=[dict(cfg=dict(type="ShuffleAttention"), position="after_conv3")]),
-            "ShuffleAttention stands twice at 'after_conv3' of stage 1",
+            "duplicate plugin ShuffleAttention at 'after_conv3' of stage 1",
         ),
         (dict(depth=49), "invalid depth 49"),
         (dict(group=64), "unexpected keyword argument 'group'"),
@@ -150,16 +152,16 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
         build(**{"depth": 50, **options})
 
 
-def test_attention_behind_stages_freezes_and_learns_with_them() -> None:
+def test_attention_after_stages_freezes_and_learns_with_them() -> None:
     model: Any = MODELS.build(
         dict(type="AttentionResNet", depth=18, stage_attention=dict(type="BAM", ratio=8), frozen_stages=1)
     )
-    behind = {name: p for name, p in model.named_parameters() if ".bam." in name}
-    assert {name.split(".")[0] for name in behind} == {"layer1", "layer2", "layer3"}
-    assert all(parameter.requires_grad == (not name.startswith("layer1")) for name, parameter in behind.items())
+    after = {name: p for name, p in model.named_parameters() if ".bam." in name}
+    assert {name.split(".")[0] for name in after} == {"layer1", "layer2", "layer3"}
+    assert all(parameter.requires_grad == (not name.startswith("layer1")) for name, parameter in after.items())
     model.train(True)
     sum(out.square().mean() for out in model(torch.randn(2, 3, 64, 64))).backward()
-    for name, parameter in behind.items():
+    for name, parameter in after.items():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name

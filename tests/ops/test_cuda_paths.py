@@ -1,4 +1,4 @@
-"""The operator's paths for GPUs as a whole, as if on one: CPU tensors go to Triton's kernels, in its interpreter."""
+"""The operator as if on a GPU: CPU tensors go to Triton's kernels, which run in Triton's interpreter."""
 
 import functools
 import importlib.util
@@ -16,11 +16,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from sa_mmdet import ops
-from sa_mmdet.ops import formula, operator
+from sa_mmdet.ops import backends, custom_op, reference
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or not operator.AVAILABLE, reason="Triton is not installed, or not used"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None or not backends.AVAILABLE,
+        reason="Triton is not installed, or not used",
+    ),
+    pytest.mark.filterwarnings("error:a kernel of the fused shuffle attention fails"),
+]
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 here = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own, with Triton's interpreter")
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -38,29 +42,24 @@ def test_as_if_on_a_gpu() -> None:
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Sends CPU tensors to Triton's kernels, and lists the calls; a kernel that fails is an error."""
+    """Send CPU tensors to Triton's kernels, and list the calls."""
     found: list[str] = []
     if not INTERPRETED:
         return found
-    monkeypatch.setattr(operator, "by_triton", lambda x: True)
+    monkeypatch.setattr(backends, "by_triton", lambda x: True)
     for name in ("forward", "backward"):
-        kernel = getattr(operator._triton, name)
+        kernel = getattr(backends.triton, name)
 
         def counted(*arguments: Any, name: str = name, kernel: Any = kernel) -> Any:
             found.append(name)
             return kernel(*arguments)
 
-        monkeypatch.setattr(operator._triton, name, counted)
-
-    def fail(error: Exception, device: torch.device) -> None:
-        raise error
-
-    monkeypatch.setattr(operator, "_report", fail)
+        monkeypatch.setattr(backends.triton, name, counted)
     return found
 
 
 def tensors(size: tuple[int, ...] = (2, 8, 3, 5), layout: torch.memory_format = LAYOUTS[0]) -> list[Tensor]:
-    """x, identity, scale, shift and the six parameters of two groups."""
+    """x, identity, scale, shift and the six parameters, for two groups."""
     maps = [torch.randn(size).contiguous(memory_format=layout) for _ in range(2)]
     vectors = [torch.randn(n) for n in [size[1]] * 2 + [size[1] // 4] * 6]
     return [tensor.requires_grad_() for tensor in (*maps, *vectors)]
@@ -93,21 +92,21 @@ def test_dispatch_autograd_and_layout(layout: torch.memory_format, calls: list[s
 @here
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("size", [(2, 8, 3, 5), (1, 8, 1, 1)], ids=str)
-def test_either_backend_goes_on_from_the_other(size: tuple[int, ...], layout: torch.memory_format) -> None:
+def test_either_backend_takes_what_the_other_has_saved(size: tuple[int, ...], layout: torch.memory_format) -> None:
     x, identity, scale, shift, *rows = (tensor.detach() for tensor in tensors(size, layout))
     arguments = (scale, shift, torch.stack(rows), 2, 1e-5)
-    kept = [kernels.forward(x, identity, *arguments) for kernels in (operator._triton, formula)]
-    assert_close(kept[0], kept[1])
+    saved = [kernels.forward(x, identity, *arguments) for kernels in (backends.triton, reference)]
+    assert_close(saved[0], saved[1])
     gradient = torch.randn(size).contiguous(memory_format=layout)
-    out = kept[0][0]
+    out = saved[0][0]
     gradients = [
-        list(kernels.backward(gradient, x, out, *saved[1:], *arguments))
-        for kernels, saved in zip((operator._triton, formula), reversed(kept), strict=True)
+        list(kernels.backward(gradient, x, out, *statistics, *arguments))
+        for kernels, (_, *statistics) in zip((backends.triton, reference), reversed(saved), strict=True)
     ]
     assert_close(gradients[0], gradients[1])
 
 
-def _odd_strides() -> dict[str, Tensor]:
+def _unusual_strides() -> dict[str, Tensor]:
     base = torch.randn(3, 12, 4, 6)
     last = base.contiguous(memory_format=torch.channels_last)
     return {
@@ -120,7 +119,7 @@ def _odd_strides() -> dict[str, Tensor]:
         "a crop, channels_last": last[:2, :8, 1:3, 2:5],
         "expanded images": base[:1, :8, :2].expand(2, -1, -1, -1),
         "expanded positions": base[:2, :8, :1, :1].expand(-1, -1, 2, 3),
-        "turned": base[:2, :8, :2].transpose(2, 3),
+        "transposed": base[:2, :8, :2].transpose(2, 3),
         "one image": last[:1, :8],
         "one position": base[:2, :8, :1, :1],
         "one position, channels_last": last[:2, :8, :1, :1].contiguous(memory_format=torch.channels_last),
@@ -133,17 +132,17 @@ def _odd_strides() -> dict[str, Tensor]:
 
 
 @here
-@pytest.mark.parametrize("name", list(_odd_strides()))
+@pytest.mark.parametrize("name", list(_unusual_strides()))
 def test_the_fake_form_gives_the_strides_of_the_real_one(name: str) -> None:
-    x = _odd_strides()[name]
+    x = _unusual_strides()[name]
     parameters, gradient = torch.randn(6, 2), torch.randn(x.shape).transpose(2, 3).contiguous().transpose(2, 3)
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(tensor) for tensor in (x, parameters, gradient)]
 
     def run(x: Tensor, parameters: Tensor, gradient: Tensor) -> list[Tensor]:
         one = x.new_ones(x.shape[1])
-        results = operator.fused(x, x, one, one, parameters, 2, 1e-5)
-        gradients = operator.fused_backward(gradient, x, *results, one, one, parameters, 2, 1e-5)
+        results = custom_op.fused(x, x, one, one, parameters, 2, 1e-5)
+        gradients = custom_op.fused_backward(gradient, x, *results, one, one, parameters, 2, 1e-5)
         return [*results, *gradients]
 
     real = run(x, parameters, gradient)

@@ -1,0 +1,98 @@
+"""Undo in a plain ResNet's weights what attention with its first values does, so that the function stays the same.
+
+Attention at its first values multiplies its input by a constant gate and, in the case of shuffle attention, moves its
+channels. Both can be undone in the convolution and the batch norm before it: their channels are permuted, and the batch
+norm's weight and bias are divided by the gate.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sa_mmdet.attention import Attention, ExactStart
+
+_OTHER_WEIGHTS = "use other weights by init_cfg=dict(type='Pretrained', ...)"
+
+
+@dataclass
+class PluginPosition:
+    """A position of a block that has plugins.
+
+    Attributes:
+        prefix: What stands before the names of the block's parameters, such as 'layer1.0.'.
+        block: The block.
+        conv_name: The block's name for the convolution before the plugins.
+        norm_name: The block's name for the norm between that convolution and the plugins.
+        plugins: The plugin layers, in the order in which they run.
+    """
+
+    prefix: str
+    block: nn.Module
+    conv_name: str
+    norm_name: str
+    plugins: list[nn.Module]
+
+
+def plugin_positions(module: nn.Module) -> Iterator[PluginPosition]:
+    """All positions in the blocks of a network that have plugins."""
+    for name, block in module.named_modules():
+        for number in (1, 2, 3):
+            plugins = [getattr(block, plugin) for plugin in getattr(block, f"after_conv{number}_plugin_names", [])]
+            if plugins:
+                norm_name = getattr(block, f"norm{number}_name")
+                yield PluginPosition(f"{name}." if name else "", block, f"conv{number}", norm_name, plugins)
+
+
+def undo_attention(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Change a plain ResNet's weights so that the network computes the same function with attention.
+
+    The attention layers get their first values. ``state`` is not changed if an error is raised.
+
+    Args:
+        module: The network with attention.
+        state: The weights of the plain ResNet under the network's names, which is changed.
+
+    Raises:
+        ValueError: A layer has no such start, follows another plugin, or the layers before it cannot be changed so.
+    """
+    positions = [
+        position
+        for position in plugin_positions(module)
+        if any(isinstance(plugin, Attention) for plugin in position.plugins)
+    ]
+    for position in positions:
+        _check(position)
+    starts = [_start(position) for position in positions]
+    for position, (destination, gate) in zip(positions, starts, strict=True):
+        conv, norm = f"{position.prefix}{position.conv_name}", f"{position.prefix}{position.norm_name}"
+        moved = [f"{norm}.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
+        for key in (f"{conv}.weight", *moved):
+            state[key] = state[key][destination.to(state[key].device)]
+        for key in moved[:2]:
+            state[key] /= gate
+
+
+def _check(position: PluginPosition) -> None:
+    first, *later = position.plugins
+    where = f"after {position.prefix}{position.conv_name}"
+    second = next((type(plugin).__name__ for plugin in later if isinstance(plugin, Attention)), None)
+    if second:
+        raise ValueError(f"{where} {second} follows another plugin: put it first, or {_OTHER_WEIGHTS}")
+    if not isinstance(first, ExactStart):
+        raise ValueError(
+            f"{where} {type(first).__name__} cannot start as a plain network, whatever its values: {_OTHER_WEIGHTS}"
+        )
+    conv, norm = getattr(position.block, position.conv_name), getattr(position.block, position.norm_name)
+    if not isinstance(norm, _BatchNorm) or not norm.affine or getattr(conv, "groups", 1) != 1:
+        raise ValueError(
+            f"{where} the start of {type(first).__name__} needs an ungrouped convolution and an affine batch norm, "
+            f"found {type(conv).__name__} and {type(norm).__name__}: {_OTHER_WEIGHTS}"
+        )
+
+
+def _start(position: PluginPosition) -> tuple[Tensor, float]:
+    attention: Any = position.plugins[0]
+    return attention.start_exactly()
