@@ -19,7 +19,8 @@ STACKS = {
 }
 # How mmcv's operators are made: in few units with the plain build behind, the plain build, or none but torchvision's.
 OPERATORS = ("", "plain", "torchvision")
-SETUPTOOLS = "setuptools>=77,<82"  # 82 has no pkg_resources, which openmim and mmengine import
+# openmim and mmengine import pkg_resources for each config and command: from 80.9 on it warns each time, 82 has none.
+SETUPTOOLS = "setuptools>=77,<80.9"
 # PyTorch before 2.3 is compiled against numpy 1, and imports what setuptools dropped in 70.
 OLD_TORCH = (2, 3)
 OLD_SETUPTOOLS = "setuptools>=69,<70"
