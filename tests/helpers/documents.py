@@ -17,21 +17,22 @@ DOCUMENTS = [
 ]
 # What may follow "# needs" at the end of a command that no test runs.
 NEEDS = re.compile(r"(COCO|ImageNet|MMPretrain|the network|the CUDA toolkit|torchvision|slurm|(a|\d+) GPUs?)")
-# Commands that other tests run, since they make environments or set up machines. The beginning of each, and the test.
+# Commands that other tests run, since they make environments or set up machines: the beginning of each, and a word in
+# the paths of these tests.
 ELSEWHERE = {
-    "make demo": "test_the_readmes_commands_work_on_a_bare_system",
-    "make test": "test_the_readmes_commands_work_on_a_bare_system",
-    "make install": "test_what_a_bare_system_lacks_is_told_in_one_round",
-    "make lint": "test_make_test_is_what_ci_runs",
-    "make test-long": "test_the_makefile_has_the_targets_that_the_documents_name",
-    "apt-get install": "test_the_readmes_commands_work_on_a_bare_system",
-    "dnf install": "test_the_readmes_lines_of_packages_are_those_that_the_set_up_asks_for",
-    "git clone": "test_the_readmes_commands_work_on_a_bare_system",
-    "cd sa_mmdet": "test_the_readmes_commands_work_on_a_bare_system",
-    "source .venv/bin/activate": "test_the_readmes_commands_work_on_a_bare_system",
-    "pip install .": "test_pip_installs_this_package_alone_into_an_environment_that_has_mmdetection",
-    "pip install --no-build-isolation --no-deps -e .": "test_the_checkout_itself_is_seen_by_openmim",
-    "ln -s": "test_the_checkout_itself_is_seen_by_openmim",
+    "make demo": "bare_systems",
+    "make test": "bare_systems",
+    "make install": "bare_systems",
+    "make lint": "install",
+    "make test-long": "documents",
+    "apt-get install": "bare_systems",
+    "dnf install": "install",
+    "git clone": "bare_systems",
+    "cd sa_mmdet": "bare_systems",
+    "source .venv/bin/activate": "bare_systems",
+    "pip install .": "install",
+    "pip install --no-build-isolation --no-deps -e .": "packaging",
+    "ln -s": "packaging",
 }
 # What makes a command short: a pattern that it contains, and the arguments to add.
 SHORTER = {
@@ -79,7 +80,7 @@ def needs(command: str) -> str | None:
 
 
 def elsewhere(command: str) -> str | None:
-    """The other test that runs a command, if there is one."""
+    """The other tests that run a command, if there are any."""
     starts = [start for start in ELSEWHERE if f"{command} ".startswith(f"{start} ")]
     return ELSEWHERE[max(starts, key=len)] if starts else None
 
