@@ -137,6 +137,7 @@ def test_own_data(tmp_path: Path) -> None:
     assert "load plain ResNet weights from: torchvision://resnet50" in said
 
 
+@pytest.mark.long
 def test_own_data_of_blood_cells(bccd: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine").symlink_to(bccd)
