@@ -85,7 +85,7 @@ def test_search(installed: dict[str, str], tmp_path: Path) -> None:
 
 @by_name
 def test_download_offers_the_weights_that_exist_and_refuses_others(installed: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mim", "download", "sa_mmdet", "--dest", tmp_path, "--config"]
+    command = [sys.executable, "-m", "mim", "download", "sa_mmdet", "--dest", str(tmp_path), "--config"]
     result = subprocess.run(
         [*command, "faster-rcnn_sa-r50_fpn_1x_coco"], cwd=tmp_path, env=installed, capture_output=True, text=True
     )
