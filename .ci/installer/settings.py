@@ -20,8 +20,9 @@ STACKS = {
 # How mmcv's operators are compiled: in few units, or file by file if that fails; file by file; or not at all, where
 # torchvision's operators replace them.
 OPERATORS = ("", "plain", "torchvision")
-SETUPTOOLS = "setuptools>=77,<82"  # 82 has no pkg_resources, which openmim and mmengine import
-# PyTorch before 2.3 is compiled against numpy 1, and imports a module that setuptools removed in 70.
+# openmim and mmengine import pkg_resources for each config and command: from 80.9 on it warns each time, 82 has none.
+SETUPTOOLS = "setuptools>=77,<80.9"
+# PyTorch before 2.3 is compiled against numpy 1, and imports what setuptools dropped in 70.
 OLD_TORCH = (2, 3)
 OLD_SETUPTOOLS = "setuptools>=69,<70"
 WITH_OLD_TORCH = {

@@ -85,9 +85,16 @@ def test_names_of_configs_are_unique() -> None:
 def test_metafiles_name_every_config_and_nothing_else() -> None:
     metafiles = load(REPOSITORY / "model-index.yml")["Import"]
     assert sorted(metafiles) == sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.rglob("metafile.yml"))
-    models = [model for metafile in metafiles for model in load(REPOSITORY / metafile)["Models"]]
-    assert sorted(model["Config"] for model in models) == sorted(str(p.relative_to(REPOSITORY)) for p in RUNNABLE)
-    assert all(Path(model["Config"]).stem == model["Name"] for model in models)
+    models = [
+        (Path(metafile).parent, model) for metafile in metafiles for model in load(REPOSITORY / metafile)["Models"]
+    ]
+    configs = [str(folder / f"{model['Name']}.py") for folder, model in models]
+    assert sorted(configs) == sorted(str(path.relative_to(REPOSITORY)) for path in RUNNABLE)
+    # openmim fails with an internal error where it downloads an entry that has a config and no weights.
+    for config, (_, model) in zip(configs, models, strict=True):
+        assert ("Config" in model) == ("Weights" in model)
+        assert model.get("Config", config) == config
+        assert model.get("Weights", "https://").startswith("https://")
     collections = [c for metafile in metafiles for c in load(REPOSITORY / metafile)["Collections"]]
     assert all((REPOSITORY / collection["README"]).is_file() for collection in collections)
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -80,6 +81,31 @@ def test_search(installed: dict[str, str], tmp_path: Path) -> None:
     found = mim(installed, tmp_path, "search", "sa_mmdet", "--valid-config")
     assert "faster-rcnn_sa-r50_fpn_1x_coco" in found
     assert "retinanet_r101_fpn_1x_coco" in found
+
+
+@by_name
+def test_download_offers_the_weights_that_exist_and_refuses_others(installed: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mim", "download", "sa_mmdet", "--dest", str(tmp_path), "--config"]
+    result = subprocess.run(
+        [*command, "faster-rcnn_sa-r50_fpn_1x_coco"], cwd=tmp_path, env=installed, capture_output=True, text=True
+    )
+    last = result.stderr.strip().splitlines()[-1]
+    assert "ValueError" in last
+    assert "Expected configs: " in last
+    offered, _, refused = last.partition("but got")
+    assert "faster-rcnn_sa-r50_fpn_1x_coco" in refused
+    names = set(re.findall(r"'([\w-]+)'", offered))
+    plain = {"faster-rcnn", "mask-rcnn", "retinanet"}
+    assert names == {f"{name}_r{depth}_fpn_1x_coco" for name in plain for depth in (50, 101)}
+
+    # One that exists is not downloaded again.
+    name = "faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth"
+    (tmp_path / name).touch()
+    said = mim(
+        installed, tmp_path, "download", "sa_mmdet", "--config", "faster-rcnn_r50_fpn_1x_coco", "--dest", tmp_path
+    )
+    assert f"{name} exists" in said
+    assert (tmp_path / "faster-rcnn_r50_fpn_1x_coco.py").is_file()
 
 
 @by_name

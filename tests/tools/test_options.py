@@ -1,6 +1,7 @@
 """The options of the command-line tools."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def test_every_option_has_a_description_and_a_default(path: Path, tool: Tool, mo
     for names, settings in options:
         described = settings.get("help", "")
         assert described, names
-        if names[0].startswith("--") and described is not argparse.SUPPRESS and not settings.get("required"):
+        if described is argparse.SUPPRESS:
+            continue
+        assert re.match(r"[\w-]+ \S*\w", described), f"{names}: {described!r} is not a description"
+        if names[0].startswith("--") and not settings.get("required"):
             assert "(default: " in described, names
 
 

@@ -41,7 +41,9 @@ def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("level", choices=LEVELS, help="the blocks' tails alone, ResNet-50, or RetinaNet with ResNet-50")
+    parser.add_argument(
+        "level", choices=LEVELS, help="what to measure: the ends of the blocks, ResNet-50, or RetinaNet with ResNet-50"
+    )
     parser.add_argument(
         "--shape",
         nargs=2,
@@ -60,12 +62,14 @@ def parser() -> argparse.ArgumentParser:
         help=f"what to measure beside plain, of {', '.join(VARIANTS)} (default: {' '.join(default)})",
     )
     parser.add_argument("--arms", dest="variants", nargs="+", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=10, help="turns of each variant (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=10, help="number of measurements of each variant (default: %(default)s)"
+    )
     add_device(parser, "cuda" if torch.cuda.is_available() else "cpu", "cuda if there is one, else cpu")
     parser.add_argument(
         "--dtype",
         default="float32",
-        help="float32, or float16 or bfloat16 for mixed precision (default: %(default)s)",
+        help="data type: float32, or float16 or bfloat16 for mixed precision (default: %(default)s)",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory (default: measure it)")
     parser.add_argument("--json", help="file for all measurements (default: none)")

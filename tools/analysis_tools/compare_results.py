@@ -29,7 +29,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", help="COCO annotations of the images")
     parser.add_argument("results", nargs="+", help="COCO result files; the others are compared with the first")
-    parser.add_argument("--names", nargs="+", help="names of the result files (default: the files' own names)")
+    parser.add_argument(
+        "--names", nargs="+", help="names to print for the result files (default: the files' own names)"
+    )
     add_resamples(parser)
     add_level(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")

@@ -58,7 +58,9 @@ def main() -> None:
         type=int,
         help="height and width in pixels, or one number for both (default: 800 1280 for detectors, 224 for backbones)",
     )
-    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="(default: %(default)s)")
+    parser.add_argument(
+        "--format", choices=("table", "csv", "json"), default="table", help="how to print it (default: %(default)s)"
+    )
     parser.add_argument(
         "--convention",
         choices=CONVENTIONS,

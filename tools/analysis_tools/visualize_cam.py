@@ -41,12 +41,14 @@ def parse() -> argparse.Namespace:
         "--variant", default=[], help="a further network; may be given several times (default: none)", **variant
     )
     parser.add_argument("--arm", dest="variant", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **variant)
-    parser.add_argument("--layer", help="such as backbone.layer3.5 (default: the backbone's last block)")
+    parser.add_argument(
+        "--layer", help="layer to explain, such as backbone.layer3.5 (default: the backbone's last block)"
+    )
     parser.add_argument(
         "--method",
         default="gradcam",
         choices=METHODS,
-        help="hirescam stays where the object is (default: %(default)s)",
+        help="how to compute the maps; hirescam highlights no other objects (default: %(default)s)",
     )
     parser.add_argument("--top", type=at_least(1), default=4, help="objects per image (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of an object (default: %(default)s)")

@@ -72,7 +72,9 @@ def main() -> None:
         metavar=("HEIGHT", "WIDTH"),
         help="size of the image in pixels (default: 800 1333 on a GPU, 480 640 on a CPU)",
     )
-    parser.add_argument("--repeats", type=int, default=15, help="turns of each variant (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="number of measurements of each variant (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     gpu = arguments.device.startswith("cuda")
     targets = CUDA if gpu else CPU

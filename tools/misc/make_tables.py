@@ -49,7 +49,7 @@ def table(folder: Path) -> str:
     for model in metafile["Models"]:
         variant, _, depth = model["Name"].split("_")[1].rpartition("-")
         keys = dict(detector=detector, backbone=depth.replace("r", "ResNet-"), attention=ATTENTION[variant])
-        name = [f"[{model['Name']}]({Path(model['Config']).name})", ATTENTION[variant]]
+        name = [f"[{model['Name']}]({model['Name']}.py)", ATTENTION[variant]]
         found = [find_row(rows, **keys) for _, _, rows in kinds]
         values = [row.get(column, "") for row in found for column in METRICS]
         source = "paper" if any(found) else "not in the paper"
@@ -75,7 +75,7 @@ def classification_table(folder: Path) -> str:
             found = find_row(ablations, method=ABLATION[ablation])
         else:
             found = find_row(methods, method=METHOD.get(variant, ""), backbone=f"ResNet-{depth}")
-        name = [f"[{model['Name']}]({Path(model['Config']).name})", " ".join((ATTENTION[variant], ablation)).strip()]
+        name = [f"[{model['Name']}]({model['Name']}.py)", " ".join((ATTENTION[variant], ablation)).strip()]
         columns = ("params_m", "gflops", "top1", "top5")
         lines.append([*name, "paper", *(found.get(column, "") for column in columns)])
         for result in model.get("Results", []):

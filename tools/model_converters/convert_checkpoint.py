@@ -46,18 +46,21 @@ def main() -> None:
         "--attention",
         default="auto",
         choices=["auto", *known_attention()],
-        help="refuse a file with another attention (default: %(default)s, take any)",
+        help="refuse a file with another attention (default: %(default)s, which takes any)",
     )
     parser.add_argument(
         "--depth",
         default="auto",
         choices=["auto", "18", "34", "50", "101", "152"],
-        help="refuse a file with another depth (default: %(default)s, take any)",
+        help="refuse a file with another depth (default: %(default)s, which takes any)",
     )
     parser.add_argument(
-        "--prefix", help="prefix of the backbone's keys, such as 'backbone.' in a detector's file (default: found)"
+        "--prefix",
+        help="prefix of the backbone's keys, such as 'backbone.' in a detector's file (default: found in the keys)",
     )
-    parser.add_argument("--dtype", choices=["float32"], help="widen half-precision weights (default: refuse them)")
+    parser.add_argument(
+        "--dtype", choices=["float32"], help="data type for half-precision weights (default: refuse them)"
+    )
     arguments = parser.parse_args()
     try:
         converted = convert(arguments.source, arguments.attention, arguments.depth, arguments.prefix, arguments.dtype)

@@ -15,10 +15,16 @@ def main() -> None:
     parser.add_argument("source", help="the checkpoint to read")
     parser.add_argument("target", help="the file to write: .pth, .pth.tar or .safetensors; the hash is added")
     parser.add_argument(
-        "--part", default="model", choices=PARTS, help="all weights, or the backbone's (default: %(default)s)"
+        "--part",
+        default="model",
+        choices=PARTS,
+        help="what to write: all weights, or the backbone's (default: %(default)s)",
     )
     parser.add_argument(
-        "--naming", default="mmdet", choices=NAMINGS, help="names of the backbone's layers (default: %(default)s)"
+        "--naming",
+        default="mmdet",
+        choices=NAMINGS,
+        help="names of the backbone's weights: MMDetection's, or the authors' (default: %(default)s)",
     )
     arguments = parser.parse_args()
     try:

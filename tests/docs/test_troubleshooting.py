@@ -1,0 +1,173 @@
+"""Every error that the page on troubleshooting quotes is provoked, and says what is quoted."""
+
+import contextlib
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from documents import blocks
+from mim.utils import get_content_from_url
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import load_state_dict
+from places import MMDETECTION, REPOSITORY
+
+from sa_mmdet import compat
+from sa_mmdet.engine.check_dataset import check_dataset
+
+QUOTED = [
+    block.text.strip() for block in blocks(REPOSITORY / "docs" / "troubleshooting.md") if block.language == "text"
+]
+# The whole text of an error, given an empty folder, a data set and a means to change what is installed.
+Provocation = Callable[[Path, Path, pytest.MonkeyPatch], str]
+
+
+def message(action: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    with pytest.raises(Exception) as error:  # noqa: PT011  (which error it is, the page says)
+        action(*arguments, **options)
+    kind = type(error.value)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"{module}{kind.__name__}: {error.value}"
+
+
+def dataset(shapes: Path, **options: Any) -> Any:
+    ours = dict(
+        type="CocoDataset",
+        data_root=str(shapes),
+        ann_file="annotations/instances_train.json",
+        data_prefix=dict(img="images/"),
+        metainfo=dict(classes=("circle", "triangle", "square")),
+        filter_cfg=dict(filter_empty_gt=True),
+        pipeline=[],
+    )
+    return DATASETS.build(ours | options)
+
+
+def backbone(**options: Any) -> Any:
+    return MODELS.build(dict(type="SAResNet", **options))
+
+
+def mim_train(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    (folder / "wrong.py").write_text("model = dict(type='NoSuchDetector')\n")
+    command = [sys.executable, "-m", "mim", "train", MMDETECTION, "wrong.py"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    first, second = result.stderr.split("Traceback (most recent call last):\n")[1:]
+    assert first.strip().splitlines()[-1].startswith(("KeyError: ", "AttributeError: "))  # the cause
+    return second
+
+
+def not_registered(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    change.delitem(MODELS.module_dict, "SAResNet")
+    return message(backbone, depth=50)
+
+
+def not_installed(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    (folder / "config.py").write_text('custom_imports = dict(imports=["sa_mmdet"])\n')
+    change.setitem(sys.modules, "sa_mmdet", None)
+    return message(Config.fromfile, folder / "config.py")
+
+
+def no_coco(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    change.chdir(folder)
+    cfg = Config.fromfile(REPOSITORY / "configs" / "retinanet" / "retinanet_sa-r50_fpn_1x_coco.py")
+    return message(DATASETS.build, cfg.train_dataloader.dataset)
+
+
+def no_images(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    return message(check_dataset, dataset(shapes, data_prefix=dict(img="photographs/")))
+
+
+def no_classes(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    return message(dataset, shapes, metainfo=dict(classes=("cat", "dog")))
+
+
+def no_classes_in_a_test(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    return message(check_dataset, dataset(shapes, metainfo=dict(classes=("cat", "dog")), test_mode=True))
+
+
+def without_network(folder: Path, change: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        change.setenv(name, "http://127.0.0.1:9")  # the port of "discard", where nothing listens
+    change.setenv("TORCH_HOME", str(folder))
+
+
+def no_network(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    without_network(folder, change)
+    start = dict(type="ResNetPretrained", checkpoint="torchvision://resnet50")
+    return message(backbone(depth=50, init_cfg=start).init_weights)
+
+
+def other_classes(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    def detector(classes: int) -> Any:
+        model = Config.fromfile(REPOSITORY / "configs/faster_rcnn/faster-rcnn_sa-r50_fpn_1x_coco.py").model
+        model.backbone.update(depth=18, groups=16, init_cfg=None)
+        model.neck.in_channels = [64, 128, 256, 512]
+        model.roi_head.bbox_head.num_classes = classes
+        return MODELS.build(model)
+
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        load_state_dict(detector(1), detector(3).state_dict())
+    return said.getvalue()
+
+
+def other_depth(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    torch.save(MODELS.build(dict(type="ResNet", depth=18)).state_dict(), folder / "plain.pth")
+    start = dict(type="ResNetPretrained", checkpoint=str(folder / "plain.pth"))
+    return message(backbone(depth=50, init_cfg=start).init_weights)
+
+
+def other_groups(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    return message(backbone, depth=18, groups=64)
+
+
+def refused_checkpoint(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    torch.save(dict(state_dict={}, message_hub=HistoryBuffer([1], [1])), folder / "epoch_1.pth")
+    code = f"import torch; torch.load({str(folder / 'epoch_1.pth')!r})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if not result.returncode:
+        pytest.skip("before 2.6, PyTorch loads anything")
+    return result.stderr
+
+
+def no_download(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    without_network(folder, change)
+    return message(get_content_from_url, "https://example.org/weights.pth")
+
+
+def no_operators(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    change.setitem(sys.modules, "mmcv._ext", None)
+    return message(compat.check_stack)
+
+
+PROVOCATIONS: dict[str, Provocation] = {
+    "subprocess.CalledProcessError: ": mim_train,
+    "KeyError: 'SAResNet": not_registered,
+    "ImportError: Failed": not_installed,
+    "FileNotFoundError: ": no_coco,
+    "images are missing": no_images,
+    "ValueError: need": no_classes,
+    "no category": no_classes_in_a_test,
+    "torchvision://": no_network,
+    "size mismatch": other_classes,
+    "weights of": other_depth,
+    "groups=64": other_groups,
+    "_pickle.UnpicklingError": refused_checkpoint,
+    "TypeError: exceptions": no_download,
+    "mmcv is installed": no_operators,
+}
+
+
+@pytest.mark.parametrize("quoted", QUOTED, ids=lambda text: text[:25])
+def test_the_error_is_as_quoted(quoted: str, tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [provoke] = [function for start, function in PROVOCATIONS.items() if quoted.startswith(start)]
+    assert quoted in provoke(tmp_path, shapes, monkeypatch)
+
+
+def test_every_provocation_is_quoted() -> None:
+    assert all(any(quoted.startswith(start) for quoted in QUOTED) for start in PROVOCATIONS)
