@@ -9,7 +9,7 @@ import torch.distributed as dist
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 
 from sa_mmdet.atomic_write import atomic_write_text
@@ -116,7 +116,7 @@ class ExactResume(Hook):
 def is_accumulating(runner: Any) -> bool:
     """Whether gradients of past steps wait for an update."""
     wrapper = runner.optim_wrapper
-    if not isinstance(wrapper, OptimWrapper) or wrapper._accumulative_counts == 1:
+    if isinstance(wrapper, OptimWrapperDict) or getattr(wrapper, "_accumulative_counts", 1) == 1:
         return False
     return wrapper._inner_count % wrapper._accumulative_counts != 0 and wrapper._inner_count != wrapper._max_counts
 

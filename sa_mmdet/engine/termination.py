@@ -74,6 +74,7 @@ class UndisturbedWorker:
     """Initialises a worker of a data loader that obeys SIGTERM from its training alone.
 
     Launchers send the signal to all processes of a training; one whose workers are gone cannot reach its next step.
+    All attributes of the initialiser are still found here.
 
     Args:
         initialise: The data loader's own ``worker_init_fn``.
@@ -81,6 +82,11 @@ class UndisturbedWorker:
 
     def __init__(self, initialise: Callable[[int], None] | None) -> None:
         self._initialise = initialise
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_initialise" not in self.__dict__:  # asked while it is unpickled
+            raise AttributeError(name)
+        return getattr(self._initialise, name)
 
     def __call__(self, worker: int) -> None:
         if hasattr(signal, "sigwaitinfo"):  # Linux
