@@ -10,4 +10,6 @@ from . import attention, backbones, checkpoints, engine, ops  # noqa: E402  (the
 from .backbones import obstacles_to_fusion  # noqa: E402
 from .version import __version__  # noqa: E402
 
+compat.apply(engine.REPAIRS)
+
 __all__ = ["__version__", "attention", "backbones", "checkpoints", "engine", "obstacles_to_fusion", "ops"]

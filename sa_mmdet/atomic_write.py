@@ -40,7 +40,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     with temporary_beside(path) as temporary:
         yield temporary
+        if temporary.is_file():
+            _flush(temporary)
         temporary.replace(path)
+        _flush(Path(path).parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk: a power cut must not undo what was renamed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

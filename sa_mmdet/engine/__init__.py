@@ -1,7 +1,8 @@
-"""Hooks for MMEngine's runner: checks, checkpoints and random seeds."""
+"""What this package adds to MMEngine's runner: checks of the data, safe checkpoints, exact resumes, random seeds."""
 
 from .check_dataset import CheckDataset
-from .safe_checkpoint import SafeCheckpointHook
-from .seed_epochs import SeedEpochs
+from .exact_resume import ExactResume
+from .runners import REPAIRS
+from .seed_steps import SeedSteps
 
-__all__ = ["CheckDataset", "SafeCheckpointHook", "SeedEpochs"]
+__all__ = ["REPAIRS", "CheckDataset", "ExactResume", "SeedSteps"]

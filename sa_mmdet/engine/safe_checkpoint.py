@@ -1,120 +1,146 @@
-"""Checkpoints that stay complete when a run is killed or the disk is full."""
+"""Checkpoints that stay complete when a run is killed or the disk is full: how MMEngine writes and removes them."""
 
+import functools
+import io
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 
 from sa_mmdet.atomic_write import atomic_write, unfinished_files
 
-_ATOMIC_BACKEND = "sa_mmdet.atomic_files"
+from .exact_resume import STOPPED, average_gradients
+
 _MIB = 2**20
+Save = Callable[..., None]
 
 
-class _AtomicFiles(LocalBackend):
-    """The local file system, with atomic writes."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        path = Path(filepath)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with atomic_write(path) as temporary:
-                temporary.write_bytes(obj)
-        except OSError as error:
-            free = shutil.disk_usage(path.parent).free // _MIB
-            raise OSError(
-                error.errno,
-                f"{error.strerror}: {path} ({len(obj) // _MIB} MiB) was not written, {free} MiB are free there. "
-                "Earlier checkpoints are intact: free some space, or keep fewer checkpoints "
-                "(default_hooks.checkpoint.max_keep_ckpts), and continue with --resume",
-            ) from error
+def is_local(path: Any) -> bool:
+    """Whether a path names a file of this machine, and no address."""
+    return "://" not in str(path)
 
 
-register_backend(_ATOMIC_BACKEND, _AtomicFiles, force=True)
+def save_atomically(original: Save) -> Save:
+    """Wrap MMEngine's save_checkpoint, so that a file on a local disk is complete or is not there.
 
-
-@HOOKS.register_module(name="CheckpointHook", force=True)
-class SafeCheckpointHook(CheckpointHook):
-    """MMEngine's CheckpointHook, with a complete checkpoint to resume from at every moment.
-
-    Replaces MMEngine's own under its name, so that every config that imports this package uses it. MMEngine (up to
-    0.10.7) writes to the final file directly, removes an older checkpoint before that, and resumes from whatever
-    ``last_checkpoint`` names. Here files on a local disk are written atomically, an outdated checkpoint is removed
-    once its successor is written, and ``--resume`` takes the newest complete checkpoint. Other storage
-    (``backend_args``) works as in MMEngine.
+    MMEngine (up to 0.10.7) writes to the final file, over a checkpoint of the same name. Other storage works as there.
 
     Raises:
-        OSError: A checkpoint cannot be written; the message says how large it is and how much space is free.
-        ValueError: With ``--resume``, there are checkpoints, but none of them is complete.
+        OSError: The checkpoint cannot be written; the message says how large it is and how much space is free.
     """
 
-    backend_args: dict[str, Any] | None
+    @functools.wraps(original)
+    def save(checkpoint: Any, filename: Any, file_client_args: Any = None, backend_args: Any = None) -> None:
+        if not is_local(filename) or file_client_args is not None or backend_args not in (None, {"backend": "local"}):
+            return original(checkpoint, filename, file_client_args, backend_args)
+        path = Path(filename)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        memory = io.BytesIO()
+        torch.save(checkpoint, memory)
+        _write(path, memory.getbuffer())
 
-    def before_run(self, runner: Runner) -> None:
-        if runner._resume and runner._load_from is None:
-            runner._load_from = self._instead_of_the_last(runner)
+    return save
 
-    def before_train(self, runner: Runner) -> None:
-        local = self.backend_args is None and self.file_client_args is None and "://" not in str(self.out_dir)
-        if local:
-            self.backend_args = dict(backend=_ATOMIC_BACKEND)
-        super().before_train(runner)
-        if local and is_main_process():
-            for path in unfinished_files(self.out_dir, ".pth"):
+
+def _write(path: Path, content: memoryview) -> None:
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free // _MIB
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: {path} ({content.nbytes // _MIB} MiB) was not written, {free} MiB are free there. "
+            "Earlier checkpoints are intact: free some space, or keep fewer checkpoints "
+            "(default_hooks.checkpoint.max_keep_ckpts), and continue with --resume",
+        ) from error
+
+
+def save_before_removing() -> None:
+    """Let MMEngine's CheckpointHook, and what inherits from it, remove a checkpoint after its successor is there.
+
+    MMEngine (up to 0.10.7) removes an older checkpoint before it writes the new one. Removed is only what the hook's
+    own folder holds.
+    """
+    for name in ("_save_checkpoint_with_step", "_save_best_checkpoint"):
+        setattr(CheckpointHook, name, _saving_first(getattr(CheckpointHook, name)))
+    CheckpointHook.before_train = _with_a_clean_folder(CheckpointHook.before_train)
+
+
+def _saving_first(original: Callable[..., None]) -> Callable[..., None]:
+    for_resuming = original.__name__ == "_save_checkpoint_with_step"
+
+    @functools.wraps(original)
+    def save(self: CheckpointHook, runner: Any, *arguments: Any, **options: Any) -> None:
+        backend = getattr(self, "file_backend", None)
+        if backend is None:  # before_train was not called: an evaluation alone
+            return original(self, runner, *arguments, **options)
+        if for_resuming:
+            average_gradients(runner)
+            runner._sa_mmdet_position = dict(options["meta"] if "meta" in options else arguments[1])
+        try:
+            with _removing_last(self, runner):
+                original(self, runner, *arguments, **options)
+        finally:
+            runner.__dict__.pop("_sa_mmdet_position", None)
+        if for_resuming and isinstance(backend, LocalBackend) and is_main_process():
+            (Path(self.out_dir) / STOPPED).unlink(missing_ok=True)  # what replaces it has been saved
+
+    return save
+
+
+@contextmanager
+def _removing_last(hook: CheckpointHook, runner: Any) -> Iterator[None]:
+    """Delay the removal of old checkpoints until the new one has been written."""
+    backend = hook.file_backend
+    if "remove" in backend.__dict__:  # the best checkpoint's saving saves another one
+        yield
+        return
+    waiting: list[tuple[Callable[[Any], None], Any]] = []
+    for name in ("remove", "rmtree"):  # of files, of folders (sharded checkpoints)
+        removal = getattr(backend, name)
+        setattr(backend, name, lambda path, removal=removal: waiting.append((removal, path)))
+    saved: list[str] = []
+    save = runner.save_checkpoint
+
+    def noted(out_dir: Any, filename: Any, *arguments: Any, **options: Any) -> None:
+        if options.get("meta") is not None:  # FlexibleRunner changes it, and the hook uses it again
+            options["meta"] = dict(options["meta"])
+        save(out_dir, filename, *arguments, **options)
+        saved.append(str(backend.join_path(out_dir, filename)))
+
+    runner.save_checkpoint = noted
+    try:
+        yield
+    finally:
+        for name in ("remove", "rmtree"):
+            delattr(backend, name)
+        del runner.save_checkpoint
+    for removal, path in waiting:
+        if str(path) not in saved and _is_inside(path, hook.out_dir):  # a name without a number is used again
+            removal(path)
+
+
+def _is_inside(path: Any, folder: Any) -> bool:
+    """Whether a path lies in a folder: a checkpoint that is resumed may name any other."""
+    if not is_local(folder):
+        return str(path).startswith(str(folder).rstrip("/") + "/") and ".." not in str(path)
+    return Path(path).resolve().parent == Path(folder).resolve()
+
+
+def _with_a_clean_folder(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def before_train(self: CheckpointHook, runner: Any) -> None:
+        original(self, runner)
+        folder = Path(self.out_dir)
+        if is_local(self.out_dir) and folder.is_dir() and is_main_process():
+            for path in unfinished_files(folder, ".pth"):
                 path.unlink()
 
-    def _instead_of_the_last(self, runner: Runner) -> str | None:
-        """The newest complete checkpoint, if the one that MMEngine would resume from is missing or truncated."""
-        record = Path(runner.work_dir) / "last_checkpoint"
-        last = record.read_text().strip() if record.is_file() else ""
-        if last and ("://" in last or Path(last).is_dir() or _is_complete(Path(last))):
-            return None
-        folder = Path(runner.work_dir if self.out_dir is None else Path(self.out_dir, Path(runner.work_dir).name))
-        found = sorted(folder.glob(self.filename_tmpl.replace("{}", "*")), key=lambda path: path.stat().st_mtime)
-        complete = [path for path in found if _is_complete(path)]
-        if complete:
-            runner.logger.warning(f"{last or record} is missing or truncated: resuming from {complete[-1]}")
-            return str(complete[-1])
-        if last or found:
-            raise ValueError(
-                f"--resume: none of the checkpoints in {folder} is complete ({last or found[-1]} was the last): remove "
-                f"them and {record} to start from the beginning, or name another checkpoint after --resume"
-            )
-        return None
-
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        with self._removing_last():
-            super()._save_checkpoint_with_step(runner, step, meta)
-
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        with self._removing_last():
-            super()._save_best_checkpoint(runner, metrics)
-
-    @contextmanager
-    def _removing_last(self) -> Iterator[None]:
-        """Delay the removal of old checkpoints until the new one has been written."""
-        backend = self.file_backend
-        removals = dict(remove=backend.remove, rmtree=backend.rmtree)  # of files, of folders (FSDP's)
-        waiting: list[Callable[[], None]] = []
-        for name, removal in removals.items():
-            setattr(backend, name, lambda path, removal=removal: waiting.append(lambda: removal(path)))
-        try:
-            yield
-        finally:
-            for name, removal in removals.items():
-                setattr(backend, name, removal)
-        for removal in waiting:
-            removal()
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether the archive has its end, which holds its table of contents."""
-    return path.is_file() and zipfile.is_zipfile(path)
+    return before_train

@@ -1,0 +1,125 @@
+"""What every runner of MMEngine does while this package is imported: safe checkpoints, exact resumes, SIGTERM."""
+
+import errno
+import functools
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import mmengine.runner
+import mmengine.runner.checkpoint
+import mmengine.runner.runner
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from sa_mmdet.compat import Repair
+
+from . import latest_checkpoint, safe_checkpoint
+from .exact_resume import ExactResume, checkpoint_hook
+from .termination import Termination, UndisturbedWorker
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _runners() -> list[type]:
+    found: list[type] = [Runner]
+    if hasattr(mmengine.runner, "FlexibleRunner"):  # from MMEngine 0.8 on
+        found.append(mmengine.runner.FlexibleRunner)
+    elif hasattr(mmengine.runner, "_flexible_runner"):
+        found.append(mmengine.runner._flexible_runner.FlexibleRunner)
+    return found
+
+
+def write_checkpoints_atomically() -> None:
+    """Replace MMEngine's save_checkpoint wherever its runners and strategies look it up."""
+    safe = safe_checkpoint.save_atomically(mmengine.runner.checkpoint.save_checkpoint)
+    for module in (mmengine.runner.checkpoint, mmengine.runner, mmengine.runner.runner):
+        module.save_checkpoint = safe
+    safe_checkpoint.save_before_removing()
+
+
+def resume_from_complete_checkpoints() -> None:
+    """Let runners resume from the newest complete checkpoint, whatever ``last_checkpoint`` names."""
+    for runner in _runners():
+        runner.load_or_resume = _choosing(runner.load_or_resume)  # type: ignore[attr-defined]
+
+
+def _choosing(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(original)
+    def load_or_resume(self: Any) -> None:
+        if self._resume and not self._has_loaded:
+            named = self._resume if isinstance(self._resume, str) else self._load_from
+            if named is None:
+                self._load_from = latest_checkpoint.choose(self)
+            else:
+                latest_checkpoint.check_named(named)
+        original(self)
+
+    return load_or_resume
+
+
+def stop_and_continue_exactly() -> None:
+    """Let runners stop at the next step on SIGTERM, and continue with the step after it."""
+    for runner in _runners():
+        runner.train = _stopping(runner.train)  # type: ignore[attr-defined]
+        runner.build_dataloader = staticmethod(_undisturbed(runner.build_dataloader))  # type: ignore[attr-defined]
+
+
+def _stopping(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(original)
+    def train(self: Any) -> Any:
+        if checkpoint_hook(self) is None or any(isinstance(hook, ExactResume) for hook in self.hooks):
+            return original(self)
+        with Termination() as termination:
+            self.register_hook(ExactResume(termination), priority="LOWEST")
+            try:
+                return original(self)
+            except OSError as error:
+                raise _explained(self, error) from error
+
+    return train
+
+
+def _explained(runner: Any, error: OSError) -> OSError:
+    """Say what a full disk means for the run, whoever met it first: the log, the visualizer or an evaluation."""
+    if error.errno not in _NO_SPACE or "--resume" in str(error):
+        return error
+    free = shutil.disk_usage(runner.work_dir).free // 2**20
+    return OSError(
+        error.errno,
+        f"{error.strerror}: {error.filename or 'a file'} was not written, {free} MiB are free in {runner.work_dir}. "
+        "Earlier checkpoints are intact: free some space and continue with --resume",
+    )
+
+
+def _undisturbed(original: Callable[..., DataLoader]) -> Callable[..., DataLoader]:
+    @functools.wraps(original)
+    def build_dataloader(*arguments: Any, **options: Any) -> DataLoader:
+        loader = original(*arguments, **options)
+        if loader.num_workers and not isinstance(loader.worker_init_fn, UndisturbedWorker):
+            loader.worker_init_fn = UndisturbedWorker(loader.worker_init_fn)
+        return loader
+
+    return build_dataloader
+
+
+REPAIRS = (
+    Repair(
+        "checkpoints are written whole",
+        "MMEngine writes over a checkpoint, and removes an older one before: a kill or a full disk leaves none",
+        "every MMEngine so far",
+        write_checkpoints_atomically,
+    ),
+    Repair(
+        "--resume takes a complete checkpoint",
+        "MMEngine resumes from what last_checkpoint names, damaged or not",
+        "every MMEngine so far",
+        resume_from_complete_checkpoints,
+    ),
+    Repair(
+        "stops and resumes at a step",
+        "MMEngine resumes at an epoch with another order of the images, and SIGTERM ends it at once",
+        "every MMEngine so far",
+        stop_and_continue_exactly,
+    ),
+)
