@@ -27,8 +27,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(if $(TORCH),,$(BIN)/mypy)
 
+# One process per processor, up to four: each takes up to 2 GB.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # The tests that take too long for every change.
 test-long: install

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: threads would wait for each other's processors
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from places import REPOSITORY, Tool
 
