@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,13 +33,13 @@ def command(config: Path, work_dir: Path) -> list[str]:
 
 
 def writing(work_dir: Path) -> bool:
-    return work_dir.is_dir() and bool(unfinished_files(work_dir, ".pth"))
+    return bool(unfinished_files(work_dir, ".pth"))
 
 
 def kill_once(config: Path, work_dir: Path, rng: random.Random, log: Path) -> str | None:
     """Start or resume the training and kill it: what it was doing, or None if it ended before."""
-    for path in unfinished_files(work_dir, ".pth") if work_dir.is_dir() else []:
-        path.unlink()  # of the last kill; only what this process writes is watched for
+    for path in unfinished_files(work_dir, ".pth"):
+        shutil.rmtree(path.parent)  # of the last kill; only what this process writes is watched for
     begun = len(list(work_dir.glob("*/vis_data/scalars.json")))
     in_write = rng.random() < 0.5
     with log.open("a") as output:

@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
-from sa_mmdet.atomic_write import temporary_beside
+from sa_mmdet.atomic_write import replace_file, temporary_beside
 from sa_mmdet.untrusted import literal_config
 from sa_mmdet.version import __version__
 
@@ -99,4 +99,4 @@ def _named_by_content(target: Path, state: Mapping[str, Tensor], meta: dict[str,
         raise ValueError(f"{target}: does not end in .pth, .pth.tar or .safetensors")
     with temporary_beside(target.with_name(f"{stem}{suffix}")) as temporary:
         files.write(temporary, state, meta)
-        return temporary.replace(target.with_name(f"{stem}-{files.digest(temporary)[:8]}{suffix}"))
+        return replace_file(temporary, target.with_name(f"{stem}-{files.digest(temporary)[:8]}{suffix}"))
