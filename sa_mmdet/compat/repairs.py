@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from . import distributed, old_torch, quiet, strict_reading, torchvision_names
+from . import distributed, old_torch, own_folder, quiet, strict_reading, torchvision_names
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,12 @@ ON_IMPORT = (
         "a version to come may open files in another way",
         "none so far",
         strict_reading.refuse_what_gets_past,
+    ),
+    Repair(
+        "checkpoints remove nothing elsewhere",
+        "a resumed checkpoint names a path that is removed at the next best score, with everything in it",
+        "every MMEngine so far",
+        own_folder.remove_nothing_elsewhere,
     ),
     Repair(
         "torchvision:// without torchvision",
