@@ -3,23 +3,39 @@
 from collections.abc import Iterable
 
 
+def printable(text: str) -> str:
+    """Spell out what a terminal would act on, such as the beginning of a control sequence."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def one_line(error: object, limit: int | None = None) -> str:
-    """Put a message of several lines on one.
+    """Put a message of several lines on one, with what a terminal would act on spelled out.
 
     Args:
         error: An exception or a text.
         limit: The largest number of characters; everything if None.
     """
-    return " ".join(str(error).split())[:limit]
+    return printable(" ".join(str(error).split()))[:limit]
 
 
 def listed(items: Iterable[object], limit: int = 4) -> str:
-    """List the first items, separated by commas, and say how many more there are.
+    """List the first items, separated by commas, on one line, and say how many more there are.
 
     Args:
         items: What to list.
         limit: How many to write out.
     """
-    texts = [str(item) for item in items]
-    rest = len(texts) - limit
-    return ", ".join(texts[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    found = list(items)
+    rest = len(found) - limit
+    return ", ".join(printable(str(item)) for item in found[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def short(value: object, limit: int = 80) -> str:
+    """Write a value that a file holds, cut off where it is long.
+
+    Args:
+        value: A number, a text or a container of them.
+        limit: The largest number of characters.
+    """
+    text = printable(repr(value))
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -7,7 +7,16 @@ records, checks them and only then builds values; its time and memory are bounde
 from .config_text import literal_config
 from .config_types import check_buildable
 from .errors import RefusedFileError
+from .json_files import read_json
 from .records import check_extent
 from .torch_files import read_pickle, read_torch
 
-__all__ = ["RefusedFileError", "check_buildable", "check_extent", "literal_config", "read_pickle", "read_torch"]
+__all__ = [
+    "RefusedFileError",
+    "check_buildable",
+    "check_extent",
+    "literal_config",
+    "read_json",
+    "read_pickle",
+    "read_torch",
+]
