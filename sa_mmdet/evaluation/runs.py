@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from sa_mmdet.messages import one_line
+from sa_mmdet.untrusted import literal_config
 
 _FAMILIES = {"FasterRCNN": "Faster R-CNN", "MaskRCNN": "Mask R-CNN", "RetinaNet": "RetinaNet"}
 _ATTENTIONS = {
@@ -105,7 +106,7 @@ def read_run(folder: str | Path) -> Run:
                 if "loss" in entry:
                     losses[step] = float(entry["loss"])
                 metrics = {key: float(value) for key, value in entry.items() if key.startswith("coco/")}
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 broken += 1
                 continue
             if metrics:
@@ -113,9 +114,10 @@ def read_run(folder: str | Path) -> Run:
     if not found:
         raise ValueError(f"{folder}: no epoch was finished and evaluated")
     try:
-        cfg = Config.fromfile(configs[-1])
-    except Exception as error:  # a config is a program
-        raise ValueError(f"{configs[-1]}: does not load: {one_line(error, 200)}") from error
+        text = configs[-1].read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{configs[-1]}: cannot be read: {one_line(error, 200)}") from error
+    cfg = literal_config(text, configs[-1])  # MMEngine wrote it; what somebody else wrote is not run
     model = cfg.get("model")
     backbone = model.get("backbone") if isinstance(model, dict) else None
     if not isinstance(backbone, dict) or not model.get("type") or not backbone.get("type"):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sa_mmdet.analysis.complexity import analyze
+from sa_mmdet.messages import short
+from sa_mmdet.untrusted import check_buildable
 
 from .runs import Run
 
@@ -61,9 +63,19 @@ def speed_table(speed: Mapping[str, Any] | None) -> Table | None:
 
     Args:
         speed: The JSON's content; there is no table if None.
+
+    Raises:
+        ValueError: It is something else.
     """
     if speed is None:
         return None
+    try:
+        return _speed_table(speed)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"the file of speeds is not what benchmark.py writes with --json: {short(error)}") from error
+
+
+def _speed_table(speed: Mapping[str, Any]) -> Table:
     header = ["variant", "image", "batch", "inference", "training step", "peak memory"]
     rows = []
     for run in speed["runs"]:
@@ -86,8 +98,9 @@ def _metrics(run: Run, task: str) -> list[float | None]:
 def _cost(run: Run) -> tuple[str, str]:
     """Parameters and multiply-adds by the paper's rules, at 800 x 1280."""
     try:
+        check_buildable(run.cfg, run.folder)
         found = analyze(run.cfg.model, convention="paper")
-    except ValueError:
+    except Exception:  # what a work directory of others describes may not build in any way
         return MISSING, MISSING
     return f"{found.trainable / 1e6:.2f}", f"{found.total / 1e9:.2f}"
 
