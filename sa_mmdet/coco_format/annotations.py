@@ -133,7 +133,8 @@ def leads_inside(name: str, folder: str | Path, root: str | Path = "") -> bool:
 
 
 def _check_annotation(entry: Mapping[str, Any], where: str) -> None:
-    image, category = entry.get("image_id"), entry.get("category_id")
+    image: Any = entry.get("image_id")
+    category: Any = entry.get("category_id")
     is_named = isinstance(image, str) or (is_integer(image) and abs(image) < _HIGHEST_ID)
     if not is_named or not is_integer(category) or abs(category) >= _HIGHEST_ID:
         raise ValueError(f"{where} has image_id={short(image)}, category_id={short(category)}: give the ids of both")
