@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import fuzz_arguments
 import fuzz_files
+import fuzz_pickles
 import numpy as np
 import pytest
 import torch
@@ -297,7 +298,8 @@ def test_thirty_thousand_pixels_each_way(network: Network, tmp_path: Path) -> No
 
 
 def test_random_arguments_and_damaged_files() -> None:
-    # More of them: python tests/helpers/fuzz_arguments.py 10000, and fuzz_files.py.
+    # More of them: python tests/helpers/fuzz_arguments.py 10000, and fuzz_files.py, fuzz_pickles.py.
     assert fuzz_arguments.fuzz(1500)["built"] > 100
     answers = fuzz_files.fuzz(300)
-    assert all(answers[f"read_{what}: read"] > 0 for what in ("annotations", "results", "work_dir"))
+    assert all(answers[f"{what}: read"] > 0 for what in ("annotations", "results", "run"))
+    assert len(fuzz_pickles.fuzz(300)) > 10

@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import torch
-import yaml
 from mmengine.config import Config
 from mmengine.fileio.handlers import PickleHandler, YamlHandler
 from mmengine.runner import checkpoint
@@ -16,10 +15,10 @@ from mmengine.runner import checkpoint
 from sa_mmdet.untrusted import (
     RefusedFileError,
     check_buildable,
-    check_extent,
     literal_config,
     read_pickle,
     read_torch,
+    read_yaml,
 )
 
 from .askers import asking_module, opens_file_for_openmmlab, replace_in_openmmlab, strict_for_openmmlab
@@ -79,15 +78,6 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         raise RefusedFileError(f"a pickle asks for {'.'.join(map(str, arguments))!r}, which is refused and was not run")
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with the tuples that MMEngine's configs hold."""
-
-
-_PlainLoader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
-)
-
-
 def read_data_files_strictly() -> None:
     """Read annotations and results that are pickles or YAML as plain data wherever a package of OpenMMLab does."""
     from_pickle, from_yaml = PickleHandler.load_from_fileobj, YamlHandler.load_from_fileobj
@@ -100,16 +90,7 @@ def _plain_pickle(handler: Any, file: Any, **options: Any) -> Any:
 
 
 def _plain_yaml(handler: Any, file: Any, **options: Any) -> Any:
-    text = file.read()
-    try:
-        content = yaml.load(text, Loader=_PlainLoader)
-        check_extent(content, len(text))
-        return content
-    except RefusedFileError as error:
-        raise RefusedFileError(f"a YAML file {error}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        where = getattr(error, "problem", None) or type(error).__name__
-        raise RefusedFileError(f"a YAML file holds more than plain data, or is damaged: {where}") from error
+    return read_yaml(file)
 
 
 def read_recorded_configs_as_literals() -> None:

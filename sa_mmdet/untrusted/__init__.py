@@ -10,6 +10,7 @@ from .errors import RefusedFileError
 from .json_files import read_json
 from .records import check_extent
 from .torch_files import read_pickle, read_torch
+from .yaml_files import read_yaml
 
 __all__ = [
     "RefusedFileError",
@@ -19,4 +20,5 @@ __all__ = [
     "read_json",
     "read_pickle",
     "read_torch",
+    "read_yaml",
 ]
