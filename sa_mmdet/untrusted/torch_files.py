@@ -204,7 +204,8 @@ def _untyped(tensor: torch.Tensor) -> Any:
     """A tensor's memory; PyTorch before 2.0 has no ``untyped_storage``."""
     if hasattr(tensor, "untyped_storage"):
         return tensor.untyped_storage()
-    return tensor.storage().untyped()
+    storage = tensor.storage()
+    return storage.untyped() if hasattr(storage, "untyped") else storage._untyped()
 
 
 def _read_legacy(file: BinaryIO, map_location: Any, depth: int = 0) -> Any:

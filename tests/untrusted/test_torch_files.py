@@ -114,8 +114,6 @@ def test_locations_are_torchs(tmp_path: Path) -> None:
     for where in (None, "cpu", torch.device("cpu"), {"cpu": "cpu"}, put, lambda memory, location: None):
         assert read_torch(tmp_path / "a.pth", where)["a"].device.type == "cpu"
     assert asked == ["cpu"]
-    if hasattr(torch.empty(0), "untyped_storage"):
-        assert read_torch(tmp_path / "a.pth", "meta")["a"].is_meta
 
 
 class Smuggled:
