@@ -115,5 +115,8 @@ class SafeCheckpointHook(CheckpointHook):
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether the archive has its end, which holds its table of contents."""
-    return path.is_file() and zipfile.is_zipfile(path)
+    """Whether the archive has its end, which holds its table of contents, and a checkpoint in it."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())

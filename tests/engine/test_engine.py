@@ -5,6 +5,7 @@ import random
 import resource
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,13 +149,16 @@ def test_what_is_outdated_goes_after_its_successor_came(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.glob("*.pth")] == ["epoch_3.pth"]
 
 
-@pytest.mark.parametrize("damage", ["cut off", "gone", "record empty", "record gone"])
+@pytest.mark.parametrize("damage", ["cut off", "gone", "an empty archive", "record empty", "record gone"])
 def test_it_resumes_from_the_newest_that_is_whole(tmp_path: Path, damage: str) -> None:
     whole = trained(tmp_path / "whole")
     trained(tmp_path / "run", epochs=2)
     last, record = tmp_path / "run" / "epoch_2.pth", tmp_path / "run" / "last_checkpoint"
     if damage == "cut off":
         last.write_bytes(last.read_bytes()[:-100])
+    elif damage == "an empty archive":
+        with zipfile.ZipFile(last, "w"):
+            pass
     elif damage == "gone":
         last.unlink()
     elif damage == "record empty":
