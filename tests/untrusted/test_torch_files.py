@@ -169,7 +169,7 @@ INTERFACE = Call(
 NUMBERS = array(dtype("f8"), (1,), bytes(8))
 HARMFUL: dict[str, Any] = {
     "memory at any address, as a history": history(INTERFACE),
-    "memory at any address, as a called history": Call("mmengine.logging.history_buffer.HistoryBuffer", INTERFACE, [1]),
+    "memory at any address, as a called history": Call("mmengine.logging.history_buffer.HistoryBuffer", INTERFACE, []),
     "an array of an object that claims to be one": array(INTERFACE, (1,), bytes(8)),
     "a type that makes 8 bytes a gigabyte": array(dtype(">f8", 3, ">", None, None, None, 2**30, -1, 0), (1,), bytes(8)),
     "a type with fields": array(dtype("f8", 3, "|", None, ("a",), {"a": (dtype("f8"), 0)}, 8, 1, 16), (1,), bytes(8)),
@@ -230,6 +230,16 @@ def test_the_same_without_harm_is_read(tmp_path: Path) -> None:
     found = read_torch(checkpoint(tmp_path / "good.pth", value, {"0": bytes(8)}))
     assert found[0].data[0].tolist() == [0.0]
     assert found[1].tolist() == [0.0, 0.0]
+
+
+def test_attributes_that_a_file_gives_to_tensors_are_left_out(tmp_path: Path) -> None:
+    """PyTorch sets them: ``real`` would write into the tensor, wherever its memory is."""
+    plain, other = (tensor(Memory(key, 2), 2) for key in "01")
+    rebuild = (Name("torch._utils._rebuild_tensor_v2"), Name("torch.Tensor"), plain.arguments)
+    value = Call("torch._tensor._rebuild_from_type_v2", *rebuild, {"real": other, "mine": 1})
+    found = read_torch(checkpoint(tmp_path / "a.pth", value, {"0": bytes(8), "1": b"\x01" * 8}))
+    assert found.tolist() == [0.0, 0.0]
+    assert not hasattr(found, "mine")
 
 
 def nested(levels: int) -> Raw:
