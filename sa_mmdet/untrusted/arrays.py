@@ -57,7 +57,7 @@ def _filled(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         or order not in ("C", "F")
         or not isinstance(data, bytes | bytearray)
     ):
-        raise refused("a numpy array of something else than numbers")
+        raise refused("a numpy array of something other than numbers")
     if math.prod(shape) * dtype.itemsize != len(data) or (not len(data) and max(shape, default=0) > 2**31):
         raise refused(f"a numpy array of shape {shape} in {len(data)} bytes")
     native = dtype.newbyteorder("=")  # which PyTorch needs
@@ -70,7 +70,7 @@ def _scalar(builder: Builder, call: Call) -> np.generic:
     only_call(call)
     dtype, data = builder.arguments(call, 2)
     if not isinstance(dtype, np.dtype) or type(data) is not bytes or len(data) != dtype.itemsize:
-        raise refused("a numpy number of something else than its bytes")
+        raise refused("a numpy number of something other than its bytes")
     return np.frombuffer(data, dtype)[0]
 
 

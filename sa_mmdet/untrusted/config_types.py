@@ -37,7 +37,7 @@ def check_buildable(cfg: Config, source: object) -> None:
     names: set[str] = set()
     for key, value in _settings(cfg._cfg_dict.to_dict() if hasattr(cfg._cfg_dict, "to_dict") else dict(cfg._cfg_dict)):
         if key in ("_scope_", "default_scope") and value is not None and not _is_scope(value):
-            raise RefusedFileError(f"{source}: its config names the scope {value!r}, which is no package of OpenMMLab")
+            raise RefusedFileError(f"{source}: its config names the scope {value!r}, which is not a package of OpenMMLab")
         if key != "type" or value in _FUNCTIONS:
             continue
         if registered is None:

@@ -66,7 +66,7 @@ def stored_reference(reference: Any) -> StoredReference:
         RefusedFileError: It is something else.
     """
     if type(reference) is not tuple or len(reference) not in (5, 6) or not _is("storage", reference[0]):
-        raise refused("a reference to something else than a tensor's memory")
+        raise refused("a reference to something other than a tensor's memory")
     _, kind, key, location, count = reference[:5]
     if type(kind) is not Global or kind.name not in _STORAGES:
         raise refused(kind.name if type(kind) is Global else "memory of an unknown kind")
@@ -86,7 +86,7 @@ def _shaped(storage: Any, offset: Any, shape: Any, strides: Any, dtype: torch.dt
         type(sizes) in (tuple, torch.Size) and len(sizes) <= _MOST_DIMENSIONS and all(map(_is_size, sizes))
         for sizes in (shape, strides)
     ):
-        raise refused("a tensor of something else than memory and sizes")
+        raise refused("a tensor of something other than memory and sizes")
     if len(shape) != len(strides) or not _is_size(offset):
         raise refused("a tensor whose shape and strides differ in length")
     dtype = storage.dtype if dtype is None else dtype
@@ -151,18 +151,18 @@ def _tensor_v3(builder: Builder, call: Call) -> Tensor:
 
 
 def _parameter(builder: Builder, call: Call) -> Tensor:
-    """A parameter; attributes that the file gives to it are no weights and are left out."""
+    """A parameter; attributes that the file gives to it are not weights and are left out."""
     only_call(call)
     data, requires, hooks, *_ = builder.arguments(call, 3, 4)
     _without_hooks(hooks)
     if not isinstance(data, Tensor):
-        raise refused("a parameter of something else than a tensor")
+        raise refused("a parameter of something other than a tensor")
     _check_gradient(data, requires)
     return torch.nn.Parameter(data.detach(), requires_grad=requires)
 
 
 def _tensor_with_attributes(builder: Builder, call: Call) -> Tensor:
-    """A tensor or parameter to which somebody gave attributes; they are no weights and are left out."""
+    """A tensor or parameter with attributes; these are not weights and are left out."""
     only_call(call)
     names = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
     rebuild, kind, arguments, _ = call.arguments if len(call.arguments) == 4 else (None,) * 4
@@ -177,7 +177,7 @@ def _size(builder: Builder, call: Call) -> torch.Size:
     only_call(call)
     [sizes] = builder.arguments(call, 1)
     if not isinstance(sizes, list | tuple) or not all(map(_is_size, sizes)):
-        raise refused("torch.Size of something else than sizes")
+        raise refused("torch.Size of something other than sizes")
     return torch.Size(sizes)
 
 
@@ -185,7 +185,7 @@ def _device(builder: Builder, call: Call) -> torch.device:
     only_call(call)
     values = builder.arguments(call, 1, 2)
     if not isinstance(values[0], str) or not all(type(value) is int and 0 <= value < 1024 for value in values[1:]):
-        raise refused("torch.device of something else than a name")
+        raise refused("torch.device of something other than a name")
     try:
         return torch.device(*values)
     except RuntimeError as error:

@@ -131,7 +131,7 @@ def _memory_of_bytes(depth: int) -> Factory:
             raise refused("torch.storage._load_from_bytes")
         found = _read_legacy(io.BytesIO(data), "cpu", depth + 1)
         if type(found) is not Storage:
-            raise refused("torch.storage._load_from_bytes of something else than memory")
+            raise refused("torch.storage._load_from_bytes of something other than memory")
         return found
 
     return read
@@ -209,7 +209,7 @@ def _untyped(tensor: torch.Tensor) -> Any:
 
 
 def _read_legacy(file: BinaryIO, map_location: Any, depth: int = 0) -> Any:
-    """Several pickles, and the tensors' memory behind them."""
+    """Several pickles, followed by the tensors' memory."""
     if PickleReader(file).read() != _MAGIC or PickleReader(file).read() != _LEGACY_PROTOCOL:
         raise RefusedFileError("is not a file that torch.save wrote")
     system = _builder(lambda reference: None).build(PickleReader(file).read())

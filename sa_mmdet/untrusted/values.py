@@ -20,7 +20,7 @@ def _ordered_dict(builder: Builder, call: Call) -> OrderedDict:
     if values and not (
         isinstance(values[0], list) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in values[0])
     ):
-        raise refused("collections.OrderedDict of something else than pairs")
+        raise refused("collections.OrderedDict of something other than pairs")
     pairs = [(_plain_key(key), value) for key, value in values[0]] if values else []
     result = OrderedDict([*pairs, *builder.pairs(call.items)])
     for state in map(builder.build, call.states):
@@ -50,11 +50,11 @@ def _counter(builder: Builder, call: Call) -> Counter:
     counts: dict[Any, Any] = {}
     for value in builder.arguments(call, 0, 1):
         if type(value) is not dict:
-            raise refused("collections.Counter of something else than counts")
+            raise refused("collections.Counter of something other than counts")
         counts.update(value)
     counts.update(builder.pairs(call.items))
     if call.states or not all(isinstance(count, int | float) for count in counts.values()):
-        raise refused("collections.Counter of something else than counts")
+        raise refused("collections.Counter of something other than counts")
     return Counter(counts)
 
 
@@ -62,7 +62,7 @@ def _set(builder: Builder, call: Call) -> Any:
     only_call(call)
     frozen = call.function.name.endswith("frozenset")
     if not all(type(argument) is list for argument in call.arguments) or len(call.arguments) > 1:
-        raise refused(f"{call.function.name} of something else than a list")
+        raise refused(f"{call.function.name} of something other than a list")
     return builder.build(Set([part for argument in call.arguments for part in argument], frozen))
 
 
@@ -75,7 +75,7 @@ def _encode(builder: Builder, call: Call) -> bytes:
     try:
         return text.encode("latin1")
     except UnicodeEncodeError as error:
-        raise refused("bytes that are none") from error
+        raise refused("text that does not encode bytes") from error
 
 
 def _bytes(builder: Builder, call: Call) -> bytes | bytearray:
@@ -89,14 +89,14 @@ def _bytes(builder: Builder, call: Call) -> bytes | bytearray:
         return bytearray(values[0])
     if kind is bytearray and type(values[0]) is str and values[1:] == ["latin-1"]:
         return bytearray(values[0].encode("latin-1", "replace"))
-    raise refused(f"{call.function.name} of something else than text")
+    raise refused(f"{call.function.name} of something other than text")
 
 
 def _complex(builder: Builder, call: Call) -> complex:
     only_call(call)
     real, imaginary = builder.arguments(call, 2)
     if not isinstance(real, int | float) or not isinstance(imaginary, int | float):
-        raise refused("complex of something else than numbers")
+        raise refused("complex of something other than numbers")
     return complex(real, imaginary)
 
 
@@ -110,7 +110,7 @@ def _history(builder: Builder, call: Call) -> HistoryBuffer:
         raise refused("a HistoryBuffer without a state")
     state = dict(builder.pairs([(key, value) for key, value in call.states[0].items if key not in _STATISTICS]))
     if set(state) != {"max_length", "_log_history", "_count_history"}:
-        raise refused("a HistoryBuffer of something else than its two histories")
+        raise refused("a HistoryBuffer of something other than its two histories")
     longest, *histories = state["max_length"], state["_log_history"], state["_count_history"]
     if (
         type(longest) is not int
@@ -118,7 +118,7 @@ def _history(builder: Builder, call: Call) -> HistoryBuffer:
         or not all(type(history) is np.ndarray and history.ndim == 1 for history in histories)
         or len(histories[0]) != len(histories[1])
     ):
-        raise refused("a HistoryBuffer of something else than two arrays of equal length")
+        raise refused("a HistoryBuffer of something other than two arrays of equal length")
     buffer = HistoryBuffer(max_length=longest)
     buffer._log_history, buffer._count_history = histories
     return buffer
@@ -138,7 +138,7 @@ def _instances(builder: Builder, call: Call) -> InstanceData:
             raise refused("an InstanceData without its fields")
         known[kind] = {name: state.pop(name) for name in sorted(names)}
     if state:
-        raise refused("an InstanceData with attributes that are no fields")
+        raise refused("an InstanceData with attributes that are not fields")
     return InstanceData(metainfo=known["_metainfo_fields"], **known["_data_fields"])
 
 

@@ -48,7 +48,7 @@ def mutated(source: bytes, rng: random.Random) -> bytes:
         if not data:
             break
         at = rng.randrange(len(data))
-        if rng.random() < 0.5:  # where the structure stands: names, the beginning, the end
+        if rng.random() < 0.5:  # where the structure is: names, the beginning, the end
             anchor = rng.choice(_ANCHORS).encode()
             found = [match.start() for match in re.finditer(re.escape(anchor), bytes(data))]
             at = rng.choice(
