@@ -12,6 +12,8 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry, root
 from torch import nn
 
+from sa_mmdet.messages import short
+
 from .errors import RefusedFileError
 
 # Names of types that no registry has: mmcv evaluates them as names of its functions.
@@ -35,19 +37,25 @@ def check_buildable(cfg: Config, source: object) -> None:
     _check_imports(cfg.get("custom_imports"), source)
     registered: _Objects | None = None
     names: set[str] = set()
-    for key, value in _settings(cfg._cfg_dict.to_dict() if hasattr(cfg._cfg_dict, "to_dict") else dict(cfg._cfg_dict)):
+    for key, value in _settings(cfg.to_dict()):
         if key in ("_scope_", "default_scope") and value is not None and not _is_scope(value):
-            raise RefusedFileError(f"{source}: its config names the scope {value!r}, which is not a package of OpenMMLab")
-        if key != "type" or value in _FUNCTIONS:
+            raise RefusedFileError(
+                f"{source}: its config names the scope {short(value)}, which is not a package of OpenMMLab"
+            )
+        if key != "type":
             continue
         if registered is None:
             registered, names = _registered()
         if not isinstance(value, str) or not (
-            value in names or id(_imported(value)) in registered or _is_layer(value) or _means_nothing(value)
+            value in names
+            or value in _FUNCTIONS
+            or id(_imported(value)) in registered
+            or _is_layer(value)
+            or _means_nothing(value)
         ):
             raise RefusedFileError(
-                f"{source}: its config has the type {value!r}, which is not registered and was not called: import the "
-                "module that registers it, or give the config file"
+                f"{source}: its config has the type {short(value)}, which is not registered and was not called: import "
+                "the module that registers it, or give the config file"
             )
 
 
@@ -70,11 +78,11 @@ def _means_nothing(name: str) -> bool:
 
 def _check_imports(custom: Any, source: object) -> None:
     modules = custom.get("imports") if isinstance(custom, dict) else custom
-    for name in [modules] if isinstance(modules, str) else modules or []:
-        if name not in sys.modules:
+    for name in modules if isinstance(modules, list | tuple) else [modules]:
+        if name is not None and (not isinstance(name, str) or name not in sys.modules):
             raise RefusedFileError(
-                f"{source}: its config asks to import {name!r}, which was not done: import it yourself before, or give "
-                "the config file"
+                f"{source}: its config asks to import {short(name)}, which was not done: import it yourself before, or "
+                "give the config file"
             )
 
 
