@@ -13,7 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from sa_mmdet.atomic_write import atomic_write, unfinished_files
+from sa_mmdet.atomic_write import atomic_write, remove_unfinished
 
 _ATOMIC_BACKEND = "sa_mmdet.atomic_files"
 _MIB = 2**20
@@ -68,8 +68,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend=_ATOMIC_BACKEND)
         super().before_train(runner)
         if local and is_main_process():
-            for path in unfinished_files(self.out_dir, ".pth"):
-                path.unlink()
+            remove_unfinished(self.out_dir)
 
     def _instead_of_the_last(self, runner: Runner) -> str | None:
         """The newest complete checkpoint, if the one that MMEngine would resume from is missing or truncated."""
@@ -116,5 +115,8 @@ class SafeCheckpointHook(CheckpointHook):
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether the archive has its end, which holds its table of contents."""
-    return path.is_file() and zipfile.is_zipfile(path)
+    """Whether the archive has its end, which holds its table of contents, and a checkpoint in it."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())

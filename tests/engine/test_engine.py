@@ -1,7 +1,11 @@
 """The hooks, in trainings of a toy network."""
 
+import os
 import random
 import resource
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +21,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from sa_mmdet.atomic_write import temporary_beside
+from sa_mmdet.atomic_write import temporary_beside, unfinished_files
 from sa_mmdet.engine import SafeCheckpointHook
 
 
@@ -145,13 +149,16 @@ def test_what_is_outdated_goes_after_its_successor_came(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.glob("*.pth")] == ["epoch_3.pth"]
 
 
-@pytest.mark.parametrize("damage", ["cut off", "gone", "record empty", "record gone"])
+@pytest.mark.parametrize("damage", ["cut off", "gone", "an empty archive", "record empty", "record gone"])
 def test_it_resumes_from_the_newest_that_is_whole(tmp_path: Path, damage: str) -> None:
     whole = trained(tmp_path / "whole")
     trained(tmp_path / "run", epochs=2)
     last, record = tmp_path / "run" / "epoch_2.pth", tmp_path / "run" / "last_checkpoint"
     if damage == "cut off":
         last.write_bytes(last.read_bytes()[:-100])
+    elif damage == "an empty archive":
+        with zipfile.ZipFile(last, "w"):
+            pass
     elif damage == "gone":
         last.unlink()
     elif damage == "record empty":
@@ -170,13 +177,25 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_a_start(tmp_path: Path)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    with temporary_beside(tmp_path / "epoch_7.pth") as left:
-        left.touch()
+    code = f"""
+import os, signal
+from sa_mmdet.atomic_write import temporary_beside, unfinished_files
+with temporary_beside({str(tmp_path / "epoch_7.pth")!r}) as left:
     left.write_bytes(b"half")
-    (tmp_path / ".mine.pth").touch()
-    trained(tmp_path, epochs=1)
-    assert not left.exists()
-    assert (tmp_path / ".mine.pth").exists()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    [left] = unfinished_files(tmp_path, ".pth")
+    os.utime(left.parent, (0, 0))
+    users = [tmp_path / ".backup.2024.pth", tmp_path / ".mine.pth"]
+    for path in users:
+        path.touch()
+    with temporary_beside(tmp_path / "epoch_8.pth") as writing:  # as another run does
+        writing.touch()
+        trained(tmp_path, epochs=1)
+        assert writing.exists()
+    assert not left.parent.exists()
+    assert all(path.exists() for path in users)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

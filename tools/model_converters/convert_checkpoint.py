@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from sa_mmdet import __version__
+from sa_mmdet.atomic_write import check_folder
 from sa_mmdet.checkpoints import ATTENTIONS, Converted, convert, digest, write
 
 
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32"], help="widen half-precision weights (default: refuse them)")
     arguments = parser.parse_args()
     try:
+        check_folder(arguments.target)
         converted = convert(arguments.source, arguments.attention, arguments.depth, arguments.prefix, arguments.dtype)
         meta = dict(
             backbone=converted.backbone,
