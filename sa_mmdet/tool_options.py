@@ -49,3 +49,18 @@ def add_level(parser: argparse.ArgumentParser) -> None:
     """Add the option --level, the confidence level of the bootstrap's intervals."""
     text = "confidence level of the intervals, 0 to 1 (default: %(default)s)"
     parser.add_argument("--level", type=probability, default=0.95, help=text)
+
+
+def seed(text: str) -> int:
+    """A type for argparse: random seeds that numpy and PyTorch both accept.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not an integer from 0 to 2**32 - 1.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: give an integer from 0 to {2**32 - 1}")
+    return value

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import fuzz_arguments
 import fuzz_files
+import fuzz_pickles
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 from places import Tool
+from safetensors.torch import save_file
 
 from sa_mmdet.analysis.network import Network
 from sa_mmdet.coco_format import load_annotations, load_results
@@ -97,6 +99,62 @@ def test_code_in_a_checkpoint_is_not_run(
     assert not trace.exists()
     torch.load(file, weights_only=False)  # the trap works
     assert trace.exists()
+
+
+PROGRAM = "import pathlib\npathlib.Path({trace!r}).touch()\nmodel = dict(type='ResNet')\n"
+
+
+def with_config(file: Path, text: str) -> Path:
+    """A checkpoint that records a config, wherever MMEngine looks for one."""
+    state = {"conv1.weight": torch.zeros(1), "conv1.bias": torch.zeros(1)}
+    meta = dict(cfg=text, config=text, epoch=1, iter=1)
+    if file.suffix == ".safetensors":
+        save_file(state, file, metadata={"sa_mmdet": json.dumps(dict(cfg=text))})
+    else:
+        torch.save(dict(state_dict=state, meta=meta, message_hub=dict(runtime_info=dict(cfg=text))), file)
+    return file
+
+
+@pytest.mark.parametrize("name", ["harm.pth", "harm.safetensors"])
+@pytest.mark.parametrize("by_address", [False, True])
+def test_the_config_in_a_checkpoint_is_not_run_by_the_inferencer(
+    tmp_path: Path, name: str, by_address: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "cache"))
+    trace = tmp_path / "trace"
+    file = with_config(tmp_path / name, PROGRAM.format(trace=str(trace)))
+    with pytest.raises(ValueError, match=r"its config is more than names and literals|is not a file"):
+        DetInferencer(weights=served(file) if by_address else str(file), device="cpu")
+    file = with_config(tmp_path / f"2{name}", f"model = dict(type='os.system', command='touch {trace}')")
+    with pytest.raises(ValueError, match=r"type 'os\.system', which is not registered|is not a file"):
+        DetInferencer(weights=served(file) if by_address else str(file), device="cpu")
+    assert not trace.exists()
+
+
+def test_the_config_in_a_checkpoint_is_not_run_by_resuming_or_handed_on(tmp_path: Path, tool: Tool) -> None:
+    trace = tmp_path / "trace"
+    file = with_config(tmp_path / "harm.pth", PROGRAM.format(trace=str(trace)))
+    answer = tool("model_converters/publish_model.py", file, tmp_path / "out.pth")
+    assert answer[0] == 1
+    assert "its config is more than names and literals" in answer[2]
+    config = user_config(tmp_path, tmp_path / "mine.py")
+    with pytest.raises(ValueError, match="its config is more than names and literals"):
+        resume(config, file)
+    assert not trace.exists()
+
+
+def resume(config: Path, file: Path) -> None:
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(dict(work_dir=str(config.parent / "run"), log_level="ERROR"))
+    dataset(config.parent)
+    cfg.train_dataloader.dataset.update(
+        ann_file="a.json", data_prefix=dict(img=""), metainfo=dict(classes=("thing",)), filter_cfg=None
+    )
+    for loop in ("val", "test"):
+        cfg.update({f"{loop}_cfg": None, f"{loop}_dataloader": None, f"{loop}_evaluator": None})
+    runner = Runner.from_cfg(cfg)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.resume(str(file))
 
 
 def dataset(folder: Path, **changes: Any) -> Any:
@@ -240,7 +298,8 @@ def test_thirty_thousand_pixels_each_way(network: Network, tmp_path: Path) -> No
 
 
 def test_random_arguments_and_damaged_files() -> None:
-    # More of them: python tests/helpers/fuzz_arguments.py 10000, and fuzz_files.py.
+    # More of them: python tests/helpers/fuzz_arguments.py 10000, and fuzz_files.py, fuzz_pickles.py.
     assert fuzz_arguments.fuzz(1500)["built"] > 100
     answers = fuzz_files.fuzz(300)
-    assert all(answers[f"read_{what}: read"] > 0 for what in ("annotations", "results", "work_dir"))
+    assert all(answers[f"{what}: read"] > 0 for what in ("annotations", "results", "run"))
+    assert len(fuzz_pickles.fuzz(300)) > 10

@@ -13,6 +13,7 @@ LAYERS = [
     "version",
     "messages",
     "atomic_write",
+    "untrusted",
     "plotting",
     "compat",
     "ops",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sa_mmdet.checkpoints import read, tensors_of
-from sa_mmdet.messages import one_line
+from sa_mmdet.messages import one_line, printable
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
 
@@ -141,12 +141,13 @@ class Scores(nn.Module):
 
 def _classes(cfg: Config, loaded: Any) -> list[str]:
     """The names of the classes: those in the checkpoint, else those of the config's data set, else COCO's."""
-    meta = loaded.get("meta", {}) if isinstance(loaded, dict) else {}
+    meta = loaded.get("meta") if isinstance(loaded, dict) else None
+    recorded = meta.get("dataset_meta") if isinstance(meta, dict) else None
     dataset = cfg.get("test_dataloader", {}).get("dataset", {})
-    for known in (meta.get("dataset_meta"), dataset.get("metainfo")):
-        classes = (known or {}).get("classes")
-        if classes:
-            return list(classes)
+    for known in (recorded, dataset.get("metainfo")):
+        classes = known.get("classes") if isinstance(known, dict) else None
+        if isinstance(classes, list | tuple) and classes:
+            return [printable(str(name)) for name in classes]
     from mmdet.datasets import CocoDataset
 
     return list(CocoDataset.METAINFO["classes"])

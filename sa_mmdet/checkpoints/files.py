@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from sa_mmdet.atomic_write import atomic_write
 from sa_mmdet.compat import load_tensors
 from sa_mmdet.compat.old_torch import stored_numbers
 from sa_mmdet.messages import listed, one_line
+from sa_mmdet.untrusted import check_extent
 
 _METADATA = "sa_mmdet"  # the key of safetensors' header that holds ours
 _HEADER_LIMIT = 100 << 20  # bytes, the safetensors library's own limit
+_LONGEST_KEY = 1000  # characters
 _DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -55,24 +56,7 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path}: is {'a web page' if page else 'not a file of weights'}: expected what torch.save or safetensors "
             f"writes, found a file that begins with {head[:16]!r}"
         )
-    try:
-        return load_tensors(path, map_location="cpu")
-    except Exception as error:  # a broken file makes torch.load raise anything
-        raise ValueError(f"{path}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    text = one_line(error)
-    refused = "Unsupported global" in text or "WeightsUnpickler error" in text or "weights_only" in text.lower()
-    if refused and "unexpected EOF" not in text:
-        asked = text.partition("GLOBAL ")[2].split(" ")[0] or text.rpartition("WeightsUnpickler error:")[2].strip()
-        return (
-            f"holds more than weights ({asked[:200]}), which is refused and was not run: if you trust the file, save "
-            "its state dict alone"
-        )
-    if "central directory" in text:  # which is at the end of an archive
-        return "is truncated: download or copy it again"
-    return f"cannot be read and may be truncated: {type(error).__name__}: {text[:200]}"
+    return load_tensors(path, map_location="cpu")
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -94,6 +78,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
             metadata = file.metadata() or {}
         meta = json.loads(metadata.get(_METADATA, "{}"))
+        check_extent(meta, len(metadata.get(_METADATA, "")))
     except Exception as error:
         raise ValueError(
             f"{path}: is not a readable safetensors file and may be truncated: {one_line(error, 200)}"
@@ -118,7 +103,9 @@ def tensors_of(loaded: Any, path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: holds no state dict: {_described(loaded)}")
     for key, value in state.items():
         if not isinstance(key, str):
-            raise ValueError(f"{path}: the key {key!r} is not a string")
+            raise ValueError(f"{path}: the key {listed([repr(key)])} is not a string")
+        if not key.isprintable() or len(key) > _LONGEST_KEY:  # keys are printed, and name files of messages
+            raise ValueError(f"{path}: the key {key[:80]!r} is not a name: it is too long, or not printable")
         if isinstance(value, Tensor):
             _check_tensor(key, value, path)
     return {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
@@ -165,7 +152,7 @@ def write(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]
     """
     path = Path(path)
     # As plain text in both formats: reading would refuse a version or config object of some library.
-    header = json.dumps(dict(meta or {}), default=str)
+    header = json.dumps(_as_json(meta or {}))
     # Views would be saved with the whole memory that they share, and safetensors refuses them.
     state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
     try:
@@ -179,13 +166,22 @@ def write(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]
         raise ValueError(f"{path}: cannot be written: {error}") from error
 
 
+def _as_json(value: Any) -> Any:
+    """Values as JSON has them: names as text, and everything that JSON does not know as text."""
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_as_json(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
 def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
     """Refuse weights that hold NaN or Inf.
 
     Raises:
         ValueError: Some do; the message names the first.
     """
-    bad = [key for key, value in state.items() if value.is_floating_point() and not math.isfinite(value.abs().sum())]
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise ValueError(f"{path}: holds NaN or Inf, in {listed(bad)}")
 

@@ -8,9 +8,11 @@ from typing import Any
 import mmdet
 import mmengine
 import torch
+from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
-from sa_mmdet.atomic_write import temporary_beside
+from sa_mmdet.atomic_write import replace_file, temporary_beside
+from sa_mmdet.untrusted import literal_config
 from sa_mmdet.version import __version__
 
 from . import files
@@ -47,7 +49,7 @@ def publish(source: str | Path, target: str | Path, part: str = "model", naming:
     loaded = files.read(source)
     state: Mapping[str, Tensor] = files.tensors_of(loaded, source)
     files.check_finite(state, source)
-    meta = _header(loaded)
+    meta = _header(loaded, source)
     if part == "backbone":
         within = "backbone." if any(key.startswith("backbone.") for key in state) else None
         converted = convert_tensors(state, source, prefix=within)
@@ -58,10 +60,17 @@ def publish(source: str | Path, target: str | Path, part: str = "model", naming:
     return _named_by_content(Path(target), state, meta)
 
 
-def _header(loaded: Any) -> dict[str, Any]:
-    """What is known about the weights: config, classes, versions, the last metrics."""
+def _header(loaded: Any, source: str | Path) -> dict[str, Any]:
+    """What is known about the weights: config, classes, versions, the last metrics.
+
+    Raises:
+        ValueError: The config that the file records is more than literals: whoever opens what is published with an
+            unprotected MMEngine would run it.
+    """
     meta = loaded.get("meta") if isinstance(loaded, Mapping) else None
     header = {key: meta[key] for key in _KEPT if key in meta} if isinstance(meta, Mapping) else {}
+    if "cfg" in header:
+        literal_config(header["cfg"], source)
     header["versions"] = dict(
         sa_mmdet=__version__, mmdet=mmdet.__version__, mmengine=mmengine.__version__, torch=torch.__version__
     )
@@ -73,10 +82,14 @@ def _header(loaded: Any) -> dict[str, Any]:
         metrics = {
             name.removeprefix("val/"): float(buffer.current())
             for name, buffer in scalars.items()
-            if name.startswith("val/") and not name.endswith("time")
+            if isinstance(name, str) and name.startswith("val/") and not name.endswith("time") and _has_values(buffer)
         }
         header.update(dict(metrics=metrics) if metrics else {})
     return header
+
+
+def _has_values(buffer: Any) -> bool:
+    return isinstance(buffer, HistoryBuffer) and len(buffer.data[0]) > 0
 
 
 def _named_by_content(target: Path, state: Mapping[str, Tensor], meta: dict[str, Any]) -> Path:
@@ -86,4 +99,4 @@ def _named_by_content(target: Path, state: Mapping[str, Tensor], meta: dict[str,
         raise ValueError(f"{target}: does not end in .pth, .pth.tar or .safetensors")
     with temporary_beside(target.with_name(f"{stem}{suffix}")) as temporary:
         files.write(temporary, state, meta)
-        return temporary.replace(target.with_name(f"{stem}-{files.digest(temporary)[:8]}{suffix}"))
+        return replace_file(temporary, target.with_name(f"{stem}-{files.digest(temporary)[:8]}{suffix}"))

@@ -59,7 +59,7 @@ def sort_names(keys: Iterable[str], path: str | Path, prefix: str | None = None)
     if not any(name.startswith(prefix) for name in key_of):
         raise ValueError(f"{path}: no key begins with the prefix {prefix!r}; the first keys: {listed(keys)}")
     deep_stem = f"{prefix}conv1.0.weight" in key_of
-    outer = prefix.removesuffix("backbone.")  # a classifier stands beside 'backbone.'
+    outer = prefix.removesuffix("backbone.")  # a classifier is beside 'backbone.'
     renamings = _renamings(deep_stem)
     names = Names()
     for name, key in key_of.items():
@@ -75,7 +75,7 @@ def sort_names(keys: Iterable[str], path: str | Path, prefix: str | None = None)
 
 
 def find_prefix(names: Iterable[str], path: str | Path) -> str:
-    """Find what stands before a ResNet's names; of several ResNets 'backbone.' is taken.
+    """Find the prefix of a ResNet's names; of several ResNets 'backbone.' is taken.
 
     Raises:
         ValueError: There is no ResNet, or there are several and none of them is 'backbone.'.

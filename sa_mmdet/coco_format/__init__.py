@@ -1,7 +1,7 @@
 """Files in COCO's formats: annotations and results, read and checked, and a small data set that is made here."""
 
-from .annotations import load_annotations, read_annotations
+from .annotations import leads_inside, load_annotations, read_annotations
 from .results import load_results, tasks_of
 from .shapes import make_shapes
 
-__all__ = ["load_annotations", "load_results", "make_shapes", "read_annotations", "tasks_of"]
+__all__ = ["leads_inside", "load_annotations", "load_results", "make_shapes", "read_annotations", "tasks_of"]

@@ -1,11 +1,13 @@
 """Detections in COCO's result format, read and checked."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pycocotools.coco import COCO
+
+from sa_mmdet.messages import short
+from sa_mmdet.untrusted import read_json
 
 from .values import are_numbers, check_compressed_mask
 
@@ -21,10 +23,7 @@ def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
         ValueError: The file cannot be read, an entry lacks a field, has an invalid score, box or mask, or names an
             image or a category that the annotations do not have.
     """
-    try:
-        entries = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: is not readable as JSON: {error}") from error
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise ValueError(f"{path}: must hold a list of detections, but holds a {type(entries).__name__}")
     images, categories = set(coco.getImgIds()), set(coco.getCatIds())
@@ -37,14 +36,17 @@ def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
             raise ValueError(f"{where} lacks {', '.join(missing) or 'both bbox and segmentation'}")
         if not _is_known(entry["image_id"], images):
             raise ValueError(
-                f"{where} names the image {entry['image_id']!r}, which the annotations do not have: do these results "
-                "belong to other images?"
+                f"{where} names the image {short(entry['image_id'])}, which the annotations do not have: do these "
+                "results belong to other images?"
             )
         if not _is_known(entry["category_id"], categories):
-            raise ValueError(f"{where} names the category {entry['category_id']!r}, which the annotations do not have")
+            raise ValueError(
+                f"{where} names the category {short(entry['category_id'])}, which the annotations do not have"
+            )
         if not are_numbers([entry["score"]]) or not are_numbers(entry.get("bbox", [0] * 4), 4):
             raise ValueError(
-                f"{where} has an invalid score or box: {entry['score']!r}, {entry.get('bbox')!r}: give finite numbers"
+                f"{where} has an invalid score or box: {short(entry['score'])}, {short(entry.get('bbox'))}: give "
+                "finite numbers"
             )
         if "segmentation" in entry:
             check_compressed_mask(entry["segmentation"], coco.imgs[entry["image_id"]], where)

@@ -1,10 +1,11 @@
 """Checks of single values in COCO's files: numbers and masks."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 LONGEST_SIDE = 100_000  # pixels; a mask of a larger image does not fit into memory
+# pycocotools walks along a polygon pixel by pixel, with about 100 bytes for each, and checks no size.
+_LONGEST_OUTLINE = 2_000_000  # pixels, of one polygon
 
 
 def is_integer(value: Any) -> bool:
@@ -22,8 +23,30 @@ def are_numbers(values: Any, count: int | None = None) -> bool:
     return (
         isinstance(values, list)
         and (count is None or len(values) == count)
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-        and all(abs(v) <= LONGEST_SIDE**2 for v in values)
+        # Neither infinity nor NaN is below the limit.
+        and all(is_number(v) and abs(v) <= LONGEST_SIDE**2 for v in values)
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an integer or a floating-point number; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def outline(segmentation: Any) -> float:
+    """The length of a mask's polygons in pixels, by which their cost goes; 0 for a run-length code.
+
+    Args:
+        segmentation: The mask, which was checked.
+    """
+    return sum(map(_length, segmentation)) if isinstance(segmentation, list) else 0
+
+
+def _length(polygon: list[float]) -> float:
+    corners = list(zip(polygon[::2], polygon[1::2], strict=True))
+    return sum(
+        max(abs(x - before_x), abs(y - before_y))
+        for (before_x, before_y), (x, y) in zip([corners[-1], *corners[:-1]], corners, strict=True)
     )
 
 
@@ -46,12 +69,14 @@ def check_segmentation(segmentation: Any, image: Mapping[str, Any], where: str) 
         elif (
             segmentation.get("size") != size
             or not isinstance(counts, list)
-            or not all(is_integer(c) and c >= 0 for c in counts)
+            or not all(is_integer(c) and 0 <= c <= LONGEST_SIDE**2 for c in counts)
             or sum(counts) != size[0] * size[1]
         ):
             raise ValueError(f"{where} has a run-length code that does not fit an image of size {size}")
     elif not isinstance(segmentation, list) or not all(_is_polygon(polygon) for polygon in segmentation):
         raise ValueError(f"{where} has a mask that is not a list of polygons of at least three points each")
+    elif any(_length(polygon) > _LONGEST_OUTLINE for polygon in segmentation):
+        raise ValueError(f"{where} has a polygon whose outline is longer than {_LONGEST_OUTLINE} pixels")
 
 
 def check_compressed_mask(mask: Any, image: Mapping[str, Any], where: str) -> None:

@@ -5,8 +5,8 @@ checkpoints needs; those for several processes on CPUs wait until a launcher sta
 """
 
 from .mmcv_operators import stand_in
-from .mmengine_checkpoints import load_tensors
 from .repairs import ON_IMPORT, Repair, active, apply
 from .stack import check_stack
+from .strict_reading import load_tensors
 
 __all__ = ["ON_IMPORT", "Repair", "active", "apply", "check_stack", "load_tensors", "stand_in"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from . import distributed, mmengine_checkpoints, old_torch, quiet
+from . import distributed, old_torch, own_folder, quiet, strict_reading, torchvision_names
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,42 @@ ON_CPU_LAUNCH = (
 # What reading checkpoints needs, and the hook that waits for a launcher; applied when the package is imported.
 ON_IMPORT = (
     Repair(
-        "MMEngine's checkpoints load",
-        "torch.load refuses the training history that MMEngine saves, so that test.py and --resume fail",
-        "MMEngine up to 0.10.7 with PyTorch from 2.6 on; with older PyTorch for the repair below",
-        mmengine_checkpoints.admit_training_history,
+        "checkpoints load, and are never run",
+        "MMEngine up to 0.10.7 refuses its own checkpoints with PyTorch from 2.6 on, so that test.py and --resume "
+        "fail; all other combinations unpickle whatever a file or an address holds",
+        "every MMEngine so far",
+        strict_reading.load_strictly,
     ),
     Repair(
-        "checkpoints are never run",
-        "MMEngine unpickles whatever an address, and before PyTorch 2.6 a file, holds",
+        "recorded configs are never run",
+        "--resume and DetInferencer(weights=FILE) run the text of a config that a checkpoint records",
         "every MMEngine so far",
-        mmengine_checkpoints.load_strictly,
+        strict_reading.read_recorded_configs_as_literals,
+    ),
+    Repair(
+        "annotations and results are never run",
+        "data sets unpickle whatever an annotation file in .pkl holds, and run what one in YAML says",
+        "every MMEngine so far",
+        strict_reading.read_data_files_strictly,
+    ),
+    Repair(
+        "what gets past the repairs above is refused",
+        "a version to come may open files in another way",
+        "none so far",
+        strict_reading.refuse_what_gets_past,
+    ),
+    Repair(
+        "checkpoints remove nothing elsewhere",
+        "a resumed checkpoint names a path that is removed at the next best score, with everything in it",
+        "every MMEngine so far",
+        own_folder.remove_nothing_elsewhere,
     ),
     Repair(
         "torchvision:// without torchvision",
         "MMEngine imports torchvision to look up the addresses of its weights",
         "every MMEngine so far, where torchvision is not installed",
-        mmengine_checkpoints.resolve_torchvision_names,
-        mmengine_checkpoints.torchvision_is_missing,
+        torchvision_names.resolve_torchvision_names,
+        torchvision_names.torchvision_is_missing,
     ),
     Repair(
         "launchers without a GPU",

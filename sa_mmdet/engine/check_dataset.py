@@ -71,7 +71,7 @@ def check_dataset(dataset: Any) -> None:
 
 
 def _check_annotations(part: CocoDataset) -> None:
-    content = read_annotations(part.ann_file)
+    content = read_annotations(part.ann_file, part.data_prefix.get("img") or "", part.data_root or "")
     categories = {category["id"] for category in content["categories"]}
     unknown = sum(entry["category_id"] not in categories for entry in content["annotations"])
     if unknown:

@@ -13,10 +13,10 @@ from .safe_checkpoint import is_local
 
 
 def is_complete(path: str | Path) -> bool:
-    """Whether a checkpoint is an archive of which every part has the checksum that was recorded when it was written."""
+    """Whether a file is an archive that holds a checkpoint, and all checksums in it fit."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+            return any(name.endswith("/data.pkl") for name in archive.namelist()) and archive.testzip() is None
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError):
         return False
 

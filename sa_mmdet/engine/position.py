@@ -19,7 +19,8 @@ def numbered(loop: Any) -> NumberedBatches:
 
     def restart(rounds: int) -> None:
         loop.dataloader_iterator._epoch = rounds
-        for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+        samplers: tuple[Any, ...] = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+        for sampler in samplers:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(rounds)
                 break

@@ -13,7 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
-from sa_mmdet.atomic_write import atomic_write, unfinished_files
+from sa_mmdet.atomic_write import atomic_write, remove_unfinished
 
 from .exact_resume import STOPPED, average_gradients
 
@@ -65,8 +65,7 @@ def _write(path: Path, content: memoryview) -> None:
 def save_before_removing() -> None:
     """Let MMEngine's CheckpointHook, and what inherits from it, remove a checkpoint after its successor is there.
 
-    MMEngine (up to 0.10.7) removes an older checkpoint before it writes the new one. Removed is only what the hook's
-    own folder holds.
+    MMEngine (up to 0.10.7) removes an older checkpoint before it writes the new one.
     """
     for name in ("_save_checkpoint_with_step", "_save_best_checkpoint"):
         setattr(CheckpointHook, name, _saving_first(getattr(CheckpointHook, name)))
@@ -123,24 +122,15 @@ def _removing_last(hook: CheckpointHook, runner: Any) -> Iterator[None]:
             delattr(backend, name)
         del runner.save_checkpoint
     for removal, path in waiting:
-        if str(path) not in saved and _is_inside(path, hook.out_dir):  # a name without a number is used again
+        if str(path) not in saved:  # a name without a number is used again
             removal(path)
-
-
-def _is_inside(path: Any, folder: Any) -> bool:
-    """Whether a path lies in a folder: a checkpoint that is resumed may name any other."""
-    if not is_local(folder):
-        return str(path).startswith(str(folder).rstrip("/") + "/") and ".." not in str(path)
-    return Path(path).resolve().parent == Path(folder).resolve()
 
 
 def _with_a_clean_folder(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def before_train(self: CheckpointHook, runner: Any) -> None:
         original(self, runner)
-        folder = Path(self.out_dir)
-        if is_local(self.out_dir) and folder.is_dir() and is_main_process():
-            for path in unfinished_files(folder, ".pth"):
-                path.unlink()
+        if is_local(self.out_dir) and is_main_process():
+            remove_unfinished(self.out_dir)
 
     return before_train

@@ -5,6 +5,8 @@ import io
 import math
 import multiprocessing
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ Floats = NDArray[np.floating]
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 TASKS = {"bbox": "box", "segm": "mask"}
 _MAX_DETECTIONS = 100
+_AT_ONCE = 2  # the number of files that are evaluated at once
 _CATEGORIES = 8  # the number of categories that are matched at once
 _AREAS = (0, 1, 2, 3)  # pycocotools' ranges of object areas: all, small, medium, large
 
@@ -118,10 +121,20 @@ def evaluate_files(annotations: str | Path, results: Sequence[str | Path], task:
         task: 'bbox' or 'segm'.
 
     Raises:
-        ValueError: A file cannot be read or is invalid.
+        ValueError: A file cannot be read or is invalid, or its evaluation was killed.
     """
-    with multiprocessing.get_context("fork").Pool(min(2, len(results)), maxtasksperchild=1) as pool:
-        return pool.starmap(_evaluate_file, [(annotations, path, task) for path in results], chunksize=1)
+    found: list[Evaluation] = []
+    for begin in range(0, len(results), _AT_ONCE):
+        own = results[begin : begin + _AT_ONCE]
+        # New processes each time, which give their memory back. A pool would wait for one that was killed, for ever.
+        with ProcessPoolExecutor(len(own), multiprocessing.get_context("fork")) as processes:
+            waiting = [processes.submit(_evaluate_file, annotations, path, task) for path in own]
+            for path, evaluation in zip(own, waiting, strict=True):
+                try:
+                    found.append(evaluation.result())
+                except BrokenProcessPool as error:
+                    raise ValueError(f"{path}: its evaluation was killed: is there enough memory for it?") from error
+    return found
 
 
 def _evaluate_file(annotations: str | Path, results: str | Path, task: str) -> Evaluation:

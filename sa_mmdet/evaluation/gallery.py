@@ -9,13 +9,14 @@ import cv2
 from pycocotools import mask
 from pycocotools.coco import COCO
 
-from sa_mmdet.coco_format import load_annotations, load_results
+from sa_mmdet.coco_format import leads_inside, load_annotations, load_results
 
 from .runs import Run
 
 Detections = Mapping[int, Sequence[Mapping[str, Any]]]  # by the image's id
 _LOWEST_SCORE = 0.3  # detections with a lower score are neither drawn nor counted
-_WIDTH = 480  # of an image in the gallery, in pixels
+_WIDTH, _HEIGHT = 480, 1920  # the largest size of an image in the gallery, in pixels
+_FAR = 1_000_000  # the largest coordinate that OpenCV can draw, in pixels
 _COLOURS = ((60, 20, 220), (0, 170, 0), (230, 120, 0), (200, 0, 200), (0, 140, 255), (160, 160, 0))
 
 
@@ -37,13 +38,16 @@ def gallery(annotations: str | Path, runs: Sequence[Run], task: str, count: int)
     truth = {image: coco.imgToAnns.get(image, []) for image in coco.getImgIds()}
     balances = [{image: _balance(truth[image], own.get(image, [])) for image in truth} for own in found]
     spread = {image: max(own[image] for own in balances) - min(own[image] for own in balances) for image in truth}
-    folder = _image_folder(runs[0])
+    folder, root = _image_folder(runs[0]), _root(runs[0])
+    if _is_in(annotations, runs[0].folder) and not _is_in(folder, runs[0].folder):
+        return []  # whoever made the work directory chose both, and could choose any image of this machine
     shown: list[dict[str, Any]] = []
     for image in sorted(truth, key=lambda image: -spread[image]):
         if len(shown) == count:
             break
-        path = folder / coco.imgs[image]["file_name"]
-        pixels = cv2.imread(str(path))
+        name = coco.imgs[image].get("file_name", "")
+        path = folder / name
+        pixels = cv2.imread(str(path)) if leads_inside(name, folder, root) else None
         if pixels is None:
             continue
         panels = [dict(title="ground truth", data=_drawn(pixels, truth[image], coco))]
@@ -63,8 +67,29 @@ def _by_image(entries: Sequence[dict[str, Any]]) -> Detections:
 
 
 def _image_folder(run: Run) -> Path:
-    dataset = run.cfg.test_dataloader.dataset
-    return Path(dataset.get("data_root") or "") / (dataset.get("data_prefix") or {}).get("img", "")
+    dataset = _dataset(run)
+    prefix = dataset.get("data_prefix")
+    return Path(_text(dataset, "data_root"), _text(prefix if isinstance(prefix, dict) else {}, "img"))
+
+
+def _root(run: Run) -> Path:
+    """The data set's folder, out of which no image is shown."""
+    return Path(_text(_dataset(run), "data_root") or _image_folder(run))
+
+
+def _dataset(run: Run) -> Mapping[str, Any]:
+    loader = run.cfg.get("test_dataloader")
+    dataset = loader.get("dataset") if isinstance(loader, dict) else None
+    return dataset if isinstance(dataset, dict) else {}
+
+
+def _text(settings: Mapping[str, Any], key: str) -> str:
+    value = settings.get(key)
+    return value if isinstance(value, str) and "\0" not in value else ""
+
+
+def _is_in(path: str | Path, folder: Path) -> bool:
+    return Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def _balance(truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> int:
@@ -82,13 +107,15 @@ def _balance(truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, An
 
 def _drawn(image: Any, entries: Sequence[Mapping[str, Any]], coco: COCO) -> str:
     """The image in its size for the gallery, with boxes drawn into it, as a data URL."""
-    scale = _WIDTH / image.shape[1]
+    scale = min(_WIDTH / image.shape[1], _HEIGHT / image.shape[0])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     for entry in entries:
-        left, top, width, height = (round(scale * value) for value in entry["bbox"])
+        left, top, width, height = (round(scale * max(-_FAR, min(value, _FAR))) for value in entry["bbox"])
         colour = _COLOURS[entry["category_id"] % len(_COLOURS)]
         cv2.rectangle(small, (left, top), (left + width, top + height), colour, 2)
-        label = coco.cats[entry["category_id"]]["name"] + (f" {entry['score']:.2f}" if "score" in entry else "")
+        kind = coco.cats.get(entry["category_id"])  # None where the file does not list it
+        label = str(entry["category_id"] if kind is None else kind["name"])
+        label += f" {entry['score']:.2f}" if "score" in entry else ""
         cv2.putText(small, label, (left + 2, max(top - 3, 10)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
     _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

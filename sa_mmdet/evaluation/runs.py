@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from sa_mmdet.backbones import attention_label
 from sa_mmdet.messages import one_line
+from sa_mmdet.untrusted import literal_config
 
 _FAMILIES = {"FasterRCNN": "Faster R-CNN", "MaskRCNN": "Mask R-CNN", "RetinaNet": "RetinaNet"}
 
@@ -94,9 +95,10 @@ def read_run(folder: str | Path) -> Run:
 
 def _read_config(path: Path) -> Config:
     try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program
-        raise ValueError(f"{path}: does not load: {one_line(error, 200)}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {one_line(error, 200)}") from error
+    cfg = literal_config(text, path)  # MMEngine wrote it; code of another author is not run
     model = cfg.get("model")
     backbone = model.get("backbone") if isinstance(model, dict) else None
     if not isinstance(backbone, dict) or not model.get("type") or not backbone.get("type"):
@@ -120,7 +122,7 @@ def _read_logs(logs: Sequence[Path]) -> tuple[dict[int, float], dict[int, dict[s
             if "loss" in entry:
                 losses[step] = float(entry["loss"])
             found = {key: float(value) for key, value in entry.items() if key.startswith("coco/")}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             broken += 1
             continue
         if found:

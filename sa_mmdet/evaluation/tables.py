@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sa_mmdet.analysis.complexity import analyze
+from sa_mmdet.messages import short
+from sa_mmdet.untrusted import check_buildable
 
 from .runs import Run
 
@@ -61,9 +63,19 @@ def speed_table(speed: Mapping[str, Any] | None) -> Table | None:
 
     Args:
         speed: The content of its JSON file; if None, there is no table.
+
+    Raises:
+        ValueError: The content is not what the benchmark tool writes.
     """
     if speed is None:
         return None
+    try:
+        return _speed_table(speed)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"the file of speeds is not what benchmark.py writes with --json: {short(error)}") from error
+
+
+def _speed_table(speed: Mapping[str, Any]) -> Table:
     header = ["variant", "image", "batch", "inference", "training step", "peak memory"]
     rows = []
     for run in speed["runs"]:
@@ -86,8 +98,9 @@ def _metrics(run: Run, task: str) -> list[float | None]:
 def _cost(run: Run) -> tuple[str, str]:
     """Parameters in millions and multiply-adds in billions, counted by the paper's rules at 800 x 1280 pixels."""
     try:
+        check_buildable(run.cfg, run.folder)
         found = analyze(run.cfg.model, convention="paper")
-    except ValueError:
+    except Exception:  # what a work directory of others describes may not build in any way
         return MISSING, MISSING
     return f"{found.trainable / 1e6:.2f}", f"{found.total / 1e9:.2f}"
 

@@ -1,6 +1,10 @@
 """Checkpoints on a full disk and damaged checkpoints, in trainings of a toy network."""
 
+import os
 import resource
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Any
 import pytest
 from toy_training import train
 
-from sa_mmdet.atomic_write import temporary_beside
+from sa_mmdet.atomic_write import temporary_beside, unfinished_files
 
 
 def losses_of(work_dir: Path, epochs: int = 3, **options: Any) -> list[float]:
@@ -44,13 +48,16 @@ def test_a_full_disk_gives_a_sentence_and_leaves_what_was_there(tmp_path: Path) 
     assert [path.name for path in tmp_path.glob("*.pth")] == ["epoch_2.pth"]
 
 
-@pytest.mark.parametrize("damage", ["cut off", "gone", "record empty", "record gone"])
+@pytest.mark.parametrize("damage", ["cut off", "gone", "an empty archive", "record empty", "record gone"])
 def test_it_resumes_from_the_newest_that_is_whole(tmp_path: Path, damage: str) -> None:
     whole = losses_of(tmp_path / "whole")
     losses_of(tmp_path / "run", epochs=2)
     last, record = tmp_path / "run" / "epoch_2.pth", tmp_path / "run" / "last_checkpoint"
     if damage == "cut off":
         last.write_bytes(last.read_bytes()[:-100])
+    elif damage == "an empty archive":
+        with zipfile.ZipFile(last, "w"):
+            pass
     elif damage == "gone":
         last.unlink()
     elif damage == "record empty":
@@ -69,10 +76,22 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_a_start(tmp_path: Path)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    with temporary_beside(tmp_path / "epoch_7.pth") as left:
-        left.touch()
+    code = f"""
+import os, signal
+from sa_mmdet.atomic_write import temporary_beside, unfinished_files
+with temporary_beside({str(tmp_path / "epoch_7.pth")!r}) as left:
     left.write_bytes(b"half")
-    (tmp_path / ".mine.pth").touch()
-    losses_of(tmp_path, epochs=1)
-    assert not left.exists()
-    assert (tmp_path / ".mine.pth").exists()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    [left] = unfinished_files(tmp_path, ".pth")
+    os.utime(left.parent, (0, 0))
+    users = [tmp_path / ".backup.2024.pth", tmp_path / ".mine.pth"]
+    for path in users:
+        path.touch()
+    with temporary_beside(tmp_path / "epoch_8.pth") as writing:  # as another run does
+        writing.touch()
+        losses_of(tmp_path, epochs=1)
+        assert writing.exists()
+    assert not left.parent.exists()
+    assert all(path.exists() for path in users)

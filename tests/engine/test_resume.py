@@ -61,7 +61,7 @@ def compare(tmp_path: Path) -> Any:
     return compared
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "workers": dict(workers=2),
     "accumulation": dict(accumulative_counts=3),
     "by iteration": dict(interval=3, by_epoch=False),
@@ -191,20 +191,6 @@ def test_the_newest_is_what_the_checkpoints_record(tmp_path: Path, flexible: boo
     (tmp_path / "run" / "epoch_2.pth").unlink()
     rest = train(moved, resume=True, interval=1, flexible=flexible)
     assert min(rest.losses) == 8
-
-
-def test_nothing_outside_of_the_runs_folder_is_removed(tmp_path: Path) -> None:
-    options: dict[str, Any] = dict(interval=1, val_interval=1, save_best="acc")
-    victim = tmp_path / "precious"
-    victim.mkdir()
-    (victim / "file").touch()
-    interrupted(tmp_path / "run", 5, **options)
-    path = tmp_path / "run" / "epoch_1.pth"
-    loaded = torch.load(path, weights_only=True)
-    loaded["message_hub"]["runtime_info"].update(best_ckpt=str(victim), best_score=0.0)
-    torch.save(loaded, path)
-    train(tmp_path / "run", resume=True, **options)
-    assert (victim / "file").exists()
 
 
 def test_an_out_dir_that_is_not_there_yet(tmp_path: Path) -> None:

@@ -171,14 +171,19 @@ def test_unreadable_files_are_refused_and_empty_results_compared(
     truth, paths = files
     name = "analysis_tools/compare_results.py"
     (tmp_path / "text.json").write_text("no JSON")
-    for first, second in ((tmp_path / "none.json", paths[0]), (tmp_path / "text.json", paths[0]), (paths[0], paths[0])):
-        status, _, errors = tool(name, first, second)
+    unreadable = "is not readable as JSON"
+    for first, message in (
+        (tmp_path / "none.json", unreadable),
+        (tmp_path / "text.json", unreadable),
+        (paths[0], "is not a file of COCO annotations"),
+    ):
+        status, _, errors = tool(name, first, paths[0])
         assert status == 1
-        assert f"{first}: is not a file of COCO annotations" in errors
+        assert f"{first}: {message}" in errors
     for other in (tmp_path / "none.json", tmp_path / "text.json"):
         status, _, errors = tool(name, truth, paths[0], other)
         assert status == 1
-        assert f"{other}: is not readable as JSON" in errors
+        assert f"{other}: {unreadable}" in errors
     (tmp_path / "empty.json").write_text("[]")
     status, printed, _ = tool(name, truth, paths[0], tmp_path / "empty.json", "--resamples", 20)
     assert status == 0

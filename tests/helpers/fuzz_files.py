@@ -1,43 +1,50 @@
-"""Mutated annotations, results and work directories: each is read, or refused in one sentence.
+"""Mutated annotations, results, configs and work directories: each is read, or refused in one sentence.
 
 Run more of them with `python tests/helpers/fuzz_files.py 10000`.
 """
 
 import copy
+import io
 import json
+import pickle
 import random
 import re
-import signal
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import yaml
 from fuzz_checkpoints import mutated
-from fuzzing import main, with_costs
+from fuzzing import limited, main, with_costs
+from mmengine.config import Config
 from pycocotools import mask as coder
 from pycocotools.coco import COCO
 
 from sa_mmdet.coco_format import load_annotations, load_results, tasks_of
-from sa_mmdet.evaluation import evaluate, read_run
+from sa_mmdet.evaluation import Run, evaluate, read_run
+from sa_mmdet.evaluation.report import build_report
+from sa_mmdet.untrusted import check_buildable, literal_config, read_json, read_pickle, read_yaml
 
 _ODD: list[Any] = [
-    None, True, -1, 0, 1, 3, 2.5, 10**9, 2**70, -1e300, float("nan"), float("inf"), "", "0", "a\x00b",
+    None, True, -1, 0, 1, 3, 2.5, 10**9, 2**70, 10**400, -1e300, float("nan"), float("inf"), "", "0", "a\x00b",
     "../../etc/passwd", [], [[]], {}, [1, 2], [0, 0, 5, 5], [0, 0, float("nan"), 1], [[0, 0, 9, 0, 9, 9]], [[1, 2, 3]],
-    dict(size=[40, 30], counts="zz"),
+    dict(size=[40, 30], counts="zz"), "\x1b[2J\n", "os.system", "/etc/hosts",
 ]  # fmt: skip
-_CONFIG = [
-    "model = dict(type='RetinaNet')",
-    "model = dict(model, backbone=dict(type='SAResNet', depth=50))",
-    "model['backbone'].update(type='AttentionResNet', attention=[None, dict(type='CBAM')])",
-    "model['backbone'].update(attention=3)",
-    "test_evaluator = dict(ann_file='a.json')",
-    "test_evaluator = [test_evaluator]",
-]
-_SECONDS = 20  # after which an input counts as a hang
+_MODEL: dict[str, Any] = dict(
+    type="RetinaNet",
+    backbone=dict(type="SAResNet", depth=18, groups=16, base_channels=16),
+    neck=dict(type="FPN", in_channels=[16, 32, 64, 128], out_channels=16, num_outs=5),
+    bbox_head=dict(type="RetinaHead", num_classes=2, in_channels=16, feat_channels=16, stacked_convs=1),
+)
+_SPEED = dict(
+    runs=[dict(results=dict(fused=dict(inference=dict(ratio_paired=1.0, min_ms=2.0), memory=dict(ratio=1.0))),
+               shape=[480, 640], batch=1)], machine="x", threads=1, torch="2")  # fmt: skip
 
 
 def annotations() -> dict[str, Any]:
@@ -103,61 +110,108 @@ def damaged(content: Any, rng: random.Random) -> bytes:
     return mutated(json.dumps(content).encode(), rng)
 
 
+class Readers:
+    """Each method writes a damaged file and reads it, as a tool would."""
+
+    def __init__(self, folder: Path, rng: random.Random):
+        self.folder, self.rng = folder, rng
+        whole = folder / "whole.json"
+        whole.write_text(json.dumps(annotations()))
+        self.coco = load_annotations(whole)
+        self.found = results(self.coco)
+        self.work_dir = folder / "run"
+        (self.work_dir / "1" / "vis_data").mkdir(parents=True)
+        (self.work_dir / "1" / "1.log").write_text("    seed: 7")
+        for image in range(4):
+            cv2.imwrite(str(folder / f"{image}.jpg"), np.zeros((40, 30, 3), np.uint8))
+        self.config = Config(self.settings()).pretty_text
+
+    def settings(self) -> dict[str, Any]:
+        dataset = dict(data_root=str(self.folder), data_prefix=dict(img=""))
+        evaluator = dict(type="CocoMetric", ann_file=str(self.folder / "whole.json"))
+        return dict(model=_MODEL, test_dataloader=dict(dataset=dataset), test_evaluator=evaluator)
+
+    def file(self, content: Any, name: str = "file.json") -> Path:
+        path = self.folder / name
+        path.write_bytes(content if isinstance(content, bytes) else damaged(content, self.rng))
+        return path
+
+    def annotations(self) -> None:
+        truth = load_annotations(self.file(annotations()))
+        known = [
+            entry for entry in self.found if entry["image_id"] in truth.imgs and entry["category_id"] in truth.cats
+        ]
+        judge(truth, known)
+
+    def results(self) -> None:
+        judge(self.coco, load_results(self.file(self.found), self.coco))
+
+    def pickled(self) -> None:
+        content = dict(metainfo={}, data_list=[dict(img_path="a", boxes=np.ones((2, 4)))] * 3)
+        data = mutated(pickle.dumps(content, self.rng.choice([2, 4, 5])), self.rng)
+        read_pickle(self.file(data, "a.pkl"))
+
+    def in_yaml(self) -> None:
+        text = yaml.dump(dict(metainfo={}, data_list=[dict(img_path="a", size=(1, 2)), [1], {"a": None}]))
+        read_yaml(io.StringIO(mutated(text.encode(), self.rng).decode(errors="replace")))
+
+    def recorded_config(self) -> None:
+        text = mutated(self.config.encode(), self.rng).decode(errors="replace")
+        check_buildable(literal_config(text, self.folder), self.folder)
+
+    def run(self) -> Run:
+        """A work directory, of which something is damaged."""
+        data = self.work_dir / "1" / "vis_data"
+        settings = self.settings()
+        if self.rng.random() < 0.5:
+            text = mutated(self.config.encode(), self.rng)
+        else:
+            content = changed(settings, self.rng)
+            text = "\n".join(f"{key} = {value!r}" for key, value in content.items()).encode()
+        (data / "config.py").write_bytes(text)
+        (data / "scalars.json").write_bytes(mutated(log().encode(), self.rng))
+        detections = self.found if self.rng.random() < 0.5 else changed(self.found, self.rng)
+        (self.work_dir / "results.bbox.json").write_text(json.dumps(detections))
+        return read_run(self.work_dir)
+
+    def report(self) -> None:
+        speed = None if self.rng.random() < 0.7 else read_json(self.file(_SPEED))
+        build_report([self.run()], speed=speed, resamples=2, images=1)
+
+
+def judge(truth: COCO, entries: list[dict[str, Any]]) -> None:
+    for task in tasks_of(entries):
+        if task == "bbox" or all(entry.get("segmentation") for entry in truth.anns.values()):
+            evaluate(truth, entries, task)
+
+
+# What of each kind of file comes how often; a report takes longest.
+_SHARES = dict(annotations=30, results=30, pickled=15, in_yaml=15, recorded_config=15, run=15, report=3)
+
+
 def fuzz(count: int, seed: int = 0) -> Counter:
     """Read ``count`` damaged files and count the answers. A hang, and anything but ValueError, is a failure."""
     rng, answers, slowest = random.Random(seed), Counter[str](), 0.0
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        whole = folder / "whole.json"
-        whole.write_text(json.dumps(annotations()))
-        coco = load_annotations(whole)
-        found = results(coco)
-        work_dir = folder / "run"
-        (work_dir / "1" / "vis_data").mkdir(parents=True)
-        path = folder / "file.json"
-
-        def judge(truth: COCO, entries: list[dict[str, Any]]) -> None:
-            for task in tasks_of(entries):
-                if task == "bbox" or all(entry.get("segmentation") for entry in truth.anns.values()):
-                    evaluate(truth, entries, task)
-
-        def read_annotations() -> None:
-            path.write_bytes(damaged(annotations(), rng))
-            truth = load_annotations(path)
-            judge(
-                truth,
-                [entry for entry in found if entry["image_id"] in truth.imgs and entry["category_id"] in truth.cats],
-            )
-
-        def read_results() -> None:
-            path.write_bytes(damaged(found, rng))
-            judge(coco, load_results(path, coco))
-
-        def read_work_dir() -> None:
-            config, scalars = work_dir / "1" / "vis_data" / "config.py", work_dir / "1" / "vis_data" / "scalars.json"
-            config.write_text("\n".join(line for line in _CONFIG if rng.random() < 0.9))
-            scalars.write_bytes(mutated(log().encode(), rng))
-            run = read_run(work_dir)
-            _ = run.variant, run.annotations, run.on_coco, run.results("bbox")
-
-        readers: list[Callable[[], None]] = [read_annotations, read_results, read_work_dir]
-        for _ in range(count):
-            reader = rng.choice(readers)
-            begin = time.monotonic()
-            signal.alarm(_SECONDS)
+        readers = Readers(Path(name), rng)
+        for number in range(count):
+            [kind] = rng.choices(list(_SHARES), list(_SHARES.values()))
+            begin = time.process_time()
             try:
-                reader()
-                answers[f"{reader.__name__}: read"] += 1
+                with limited():
+                    getattr(readers, kind)()
+                answers[f"{kind}: read"] += 1
             except ValueError as error:
                 message = str(error)
-                assert message.startswith(name), message
-                answers[f"{reader.__name__}: refused: " + re.sub(r"[^a-z ]+", "", message.removeprefix(name))[:40]] += 1
+                if not message.startswith((name, "a YAML file", "the file of speeds")) or not message.isprintable():
+                    raise AssertionError(f"{kind}: {message}") from error
+                answers[f"{kind}: refused: " + re.sub(r"[^a-z ]+", "", message.removeprefix(name))[:40]] += 1
             except BaseException:
-                print(path.read_bytes() if reader is not read_work_dir else list(work_dir.rglob("*")), file=sys.stderr)
+                kept = Path(tempfile.gettempdir()) / f"fuzz_files_{seed}_{number}"
+                shutil.copytree(name, kept, dirs_exist_ok=True)
+                print(f"{kind}: kept in {kept}", file=sys.stderr)
                 raise
-            finally:
-                signal.alarm(0)
-            slowest = max(slowest, time.monotonic() - begin)
+            slowest = max(slowest, time.process_time() - begin)
     return with_costs(answers, slowest)
 
 

@@ -37,7 +37,7 @@ for image in images:
 )
 TRAINING = """
 custom_imports = dict(imports=["sa_mmdet", "memory"])
-custom_hooks = [dict(type="SeedEpochs"), dict(type="Memory")]
+custom_hooks = [dict(type="SeedSteps"), dict(type="Memory")]
 train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=250)
 val_cfg = val_dataloader = val_evaluator = None
 train_dataloader.update(dataset=dict(dataset, pipeline=[*pipeline[:2], dict(pipeline[2], scale=(64, 64)), pipeline[3]]))

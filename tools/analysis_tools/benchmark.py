@@ -11,7 +11,7 @@ import torch
 from sa_mmdet.analysis.benchmark import benchmark
 from sa_mmdet.analysis.benchmark_plots import plot_ratios
 from sa_mmdet.analysis.benchmark_steps import LEVELS, PLAIN, VARIANTS
-from sa_mmdet.atomic_write import atomic_write_text
+from sa_mmdet.atomic_write import atomic_write_text, check_folder
 from sa_mmdet.tool_options import add_device
 
 WIDTH = 18  # characters of a variant's name
@@ -79,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
+    try:
+        check_folder(arguments.json)
+        check_folder(arguments.png)
+    except FileNotFoundError as error:
+        sys.exit(f"benchmark: {error}")
     runs = []
     for shape in arguments.shape or [[480, 640]]:
         for batch in arguments.batch:

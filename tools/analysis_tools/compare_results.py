@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sa_mmdet.atomic_write import atomic_write_text
+from sa_mmdet.atomic_write import atomic_write_text, check_folder
 from sa_mmdet.evaluation import METRICS, TASKS, Comparison, common_tasks, compare
 from sa_mmdet.evaluation.plots import plot_intervals
-from sa_mmdet.tool_options import add_level, add_resamples
+from sa_mmdet.tool_options import add_level, add_resamples, seed
 
 COLUMN = 8  # characters
 
@@ -34,7 +34,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     )
     add_resamples(parser)
     add_level(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the draws (default: %(default)s)")
     parser.add_argument("--json", help="file for all metrics and intervals (default: none)")
     parser.add_argument("--png", help="file for a plot of the intervals (default: none)")
     arguments = parser.parse_args()
@@ -49,6 +49,8 @@ def main() -> None:
     comparisons = []
     written: dict[str, Any] = dict(command=sys.argv[1:], names=names, seed=arguments.seed, tasks={})
     try:
+        check_folder(arguments.json)
+        check_folder(arguments.png)
         tasks, empty = common_tasks(arguments.annotations, arguments.results)
         for path in empty:
             print(f"{path}: has no detections")

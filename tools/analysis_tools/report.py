@@ -5,15 +5,15 @@ results.bbox.json in the work directories, which run_comparison.py writes.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 
-from sa_mmdet.atomic_write import atomic_write_text
+from sa_mmdet.atomic_write import atomic_write_text, check_folder
 from sa_mmdet.evaluation import Run, read_run
 from sa_mmdet.evaluation.report import build_report
 from sa_mmdet.tool_options import add_resamples, at_least
+from sa_mmdet.untrusted import read_json
 
 
 def parse() -> argparse.Namespace:
@@ -47,11 +47,12 @@ def main() -> None:
     if not runs:
         sys.exit("\n".join(f"report: {line}" for line in skipped))
     try:
-        speed = json.loads(Path(arguments.speed).read_text()) if arguments.speed else None
+        check_folder(arguments.out)
+        speed = read_json(arguments.speed) if arguments.speed else None
         command = shlex.join(["python", "tools/analysis_tools/report.py", *sys.argv[1:]])
         page = build_report(runs, skipped, speed, arguments.resamples, arguments.images, command)
         atomic_write_text(arguments.out, page)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"report: {error}")
     for line in skipped:
         print(f"skipped {line}")

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.evaluation import METRICS, TASKS, Comparison, compare
 from sa_mmdet.evaluation.trainings import train_and_test
-from sa_mmdet.tool_options import add_level, add_resamples
+from sa_mmdet.tool_options import add_level, add_resamples, seed
 
 
 def print_table(found: Comparison, seeds: int) -> None:
@@ -51,7 +51,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+", help="configs of detectors; the others are compared with the first")
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run per config and seed (default: 0 1 2)"
+        "--seeds", nargs="+", type=seed, default=[0, 1, 2], help="one run per config and seed (default: 0 1 2)"
     )
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for all runs (required)")
     add_resamples(parser)
@@ -77,9 +77,9 @@ def main() -> None:
     try:
         annotations = common_annotations(arguments.configs)
         # All configs with the first seed, then with the next: if stopped, the finished seeds can be compared.
-        for number, seed in enumerate(arguments.seeds):
+        for number, chosen in enumerate(arguments.seeds):
             for config, name in zip(arguments.configs, names, strict=True):
-                if not train_and_test(config, seed, folders[name][number], arguments.cfg_options):
+                if not train_and_test(config, chosen, folders[name][number], arguments.cfg_options):
                     print(f"{folders[name][number]}: finished before", flush=True)
         for task in TASKS:
             files = [(name, [folder / f"results.{task}.json" for folder in folders[name]]) for name in names]

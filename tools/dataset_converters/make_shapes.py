@@ -3,6 +3,7 @@
 import argparse
 
 from sa_mmdet.coco_format import make_shapes
+from sa_mmdet.tool_options import seed
 
 
 def main() -> None:
@@ -10,7 +11,7 @@ def main() -> None:
     parser.add_argument("root", help="the folder to make")
     parser.add_argument("--train", type=int, default=400, help="number of training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=80, help="number of held-out images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         make_shapes(arguments.root, dict(train=arguments.train, val=arguments.val), arguments.seed)

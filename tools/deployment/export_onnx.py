@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
+from sa_mmdet.atomic_write import check_folder
 from sa_mmdet.deployment import export_onnx, largest_difference, load
 
 TOLERANCE = 1e-4
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--check", nargs="+", default=[], metavar="IMAGE", help="images to compare on (default: none)")
     arguments = parser.parse_args()
     try:
+        check_folder(arguments.target)
         cfg = Config.fromfile(arguments.config)
         model = load(cfg, arguments.checkpoint, not arguments.keep_shuffle, not arguments.backbone_only)
         names = export_onnx(model, arguments.target)

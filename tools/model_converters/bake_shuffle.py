@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from sa_mmdet.atomic_write import atomic_write
+from sa_mmdet.atomic_write import atomic_write, check_folder
 from sa_mmdet.checkpoints import write
 from sa_mmdet.deployment import bake_detector
 
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="the file of weights to write: .pth or .safetensors")
     arguments = parser.parse_args()
     try:
+        check_folder(arguments.target)
         cfg, state, difference = bake_detector(Config.fromfile(arguments.config), arguments.checkpoint)
         if not difference <= TOLERANCE:
             sys.exit(

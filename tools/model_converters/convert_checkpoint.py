@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from sa_mmdet import __version__
+from sa_mmdet.atomic_write import check_folder
 from sa_mmdet.attention import attention_types
 from sa_mmdet.checkpoints import Converted, convert, digest, known_attention, write
 
@@ -63,6 +64,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     try:
+        check_folder(arguments.target)
         converted = convert(arguments.source, arguments.attention, arguments.depth, arguments.prefix, arguments.dtype)
         meta = dict(
             backbone=converted.backbone,

@@ -7,6 +7,7 @@ restores the names that the attention modules' authors use.
 import argparse
 import sys
 
+from sa_mmdet.atomic_write import check_folder
 from sa_mmdet.checkpoints import NAMINGS, PARTS, publish
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     try:
+        check_folder(arguments.target)
         print(publish(arguments.source, arguments.target, arguments.part, arguments.naming))
     except (OSError, ValueError) as error:
         sys.exit(f"publish_model: {error}")
