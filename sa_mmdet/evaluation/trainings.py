@@ -25,7 +25,9 @@ def train_and_test(config: str, seed: int, folder: Path, options: Sequence[str] 
     Raises:
         ValueError: The training or the test failed.
     """
+    new = folder / "new"
     if list(folder.glob("results.*.json")):
+        _take_results(new, folder)
         return False
     _run_tool(
         folder, "train", config, "--work-dir", folder, "--resume", "--cfg-options", f"randomness.seed={seed}", *options
@@ -34,13 +36,17 @@ def train_and_test(config: str, seed: int, folder: Path, options: Sequence[str] 
     if not last.is_file():
         raise ValueError(f"{folder}: the training left no checkpoint")
     # The test writes into another folder, so that a result file in the work directory is always complete.
-    new = folder / "new"
     prefix = f"test_evaluator.outfile_prefix={new / 'results'}"
     checkpoint = last.read_text().strip()
     _run_tool(folder, "test", config, checkpoint, "--work-dir", new, "--cfg-options", prefix, *options)
+    _take_results(new, folder)
+    return True
+
+
+def _take_results(new: Path, folder: Path) -> None:
+    """Move the results of a finished test; if a kill came between two files, the next start moves the rest."""
     for path in sorted(new.glob("results.*.json")):
         path.replace(folder / path.name)
-    return True
 
 
 def _run_tool(folder: Path, name: str, *arguments: object) -> None:

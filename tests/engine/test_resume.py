@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mmengine.hooks import CheckpointHook
 from toy_training import Recorder, runner, train
+
+from sa_mmdet.untrusted import read_torch
 
 RUNNERS = pytest.mark.parametrize("flexible", [False, True], ids=["Runner", "FlexibleRunner"])
 
@@ -151,7 +152,7 @@ def test_hooks_named_by_their_class_are_safe_too(
 def test_a_name_without_a_number_keeps_its_checkpoint(tmp_path: Path, flexible: bool) -> None:
     train(tmp_path, flexible=flexible, interval=1, max_keep_ckpts=1, filename_tmpl="latest.pth")
     assert [path.name for path in tmp_path.glob("*.pth")] == ["latest.pth"]
-    assert torch.load(tmp_path / "latest.pth", weights_only=True)["meta"]["epoch"] == 3
+    assert read_torch(tmp_path / "latest.pth")["meta"]["epoch"] == 3
 
 
 @RUNNERS
