@@ -204,7 +204,7 @@ def test_analysis(after_the_demo: Reader, shapes: Path) -> None:
     make_blood_cells(after_the_demo.folder, shapes)
     said = after_the_demo.follow(DOCS / "analysis.md")
     assert "two - all: " in said
-    assert "SA - none: " in said
+    assert "faster-rcnn_sa-r18_fpn_bccd - faster-rcnn_r18_fpn_bccd: " in said
     assert "</html>" in (after_the_demo.folder / "report.html").read_text()
     assert list((after_the_demo.folder / "cam").iterdir())
     assert len(list((after_the_demo.folder / "attention").iterdir())) == 5
