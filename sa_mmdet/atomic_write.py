@@ -73,19 +73,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def replace_file(temporary: Path, path: str | Path) -> Path:
-    """Rename a file to another one's place, with the permissions that the other one had.
+    """Rename a file to another one's place, with the permissions that the other one had, or those of a new file.
 
     Args:
-        temporary: The new file or folder.
+        temporary: The new file or folder, from :func:`temporary_beside`.
         path: Its place. A link there is replaced, not followed.
 
     Returns:
         The place.
     """
     path = Path(path)
-    if path.is_file() and not path.is_symlink():
-        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-    if temporary.is_file():
+    if temporary.is_file():  # some libraries write files that nobody else may read
+        usual = path if path.is_file() and not path.is_symlink() else temporary.parent / _LOCK
+        temporary.chmod(stat.S_IMODE(usual.stat().st_mode))
         _flush(temporary)
     temporary.replace(path)
     _flush(path.parent)

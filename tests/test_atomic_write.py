@@ -53,7 +53,8 @@ def test_permissions_stay_and_new_files_have_the_usual_ones(tmp_path: Path) -> N
     usual.write_text("usual")
     target.chmod(0o600)
     atomic_write_text(target, "new")
-    atomic_write_text(new, "new")
+    with atomic_write(new) as temporary:
+        temporary.touch(0o600)
     assert target.stat().st_mode & 0o777 == 0o600
     assert new.stat().st_mode == usual.stat().st_mode
 

@@ -10,7 +10,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from sa_mmdet.messages import short
-from sa_mmdet.untrusted import read_json
+from sa_mmdet.untrusted import RefusedFileError, read_json
 
 from .values import LONGEST_SIDE, are_numbers, check_segmentation, is_integer, outline
 
@@ -76,7 +76,11 @@ def read_annotations(path: str | Path, folder: str | Path = "", root: str | Path
         ValueError: The file cannot be read or is not in COCO's format, an id is used twice, or a size, box or file
             name is invalid.
     """
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except RefusedFileError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: is not a file of COCO annotations, it {reason}") from error
     kinds = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(kind), list) for kind in kinds):
         raise ValueError(f"{path}: is not a file of COCO annotations: it needs the lists {', '.join(kinds)}")

@@ -104,6 +104,10 @@ def read_recorded_configs_as_literals() -> None:
     def read(cfg_str: str, file_format: str = ".py") -> Config:
         cfg = literal_config(cfg_str, "the checkpoint")
         if not asking_module().startswith("mmengine.runner"):
+            visualizer = cfg.get("visualizer")
+            if isinstance(visualizer, dict):  # inference writes where it is told to, not where the file says
+                visualizer.pop("save_dir", None)
+                visualizer["vis_backends"] = []
             check_buildable(cfg, "the checkpoint")
         return cfg
 

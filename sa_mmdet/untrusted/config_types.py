@@ -18,7 +18,18 @@ from .errors import RefusedFileError
 
 # Names of types that no registry has: mmcv evaluates them as names of its functions.
 _FUNCTIONS = {"nms", "soft_nms", "nms_match", "nms_quadri", "nms_rotated"}
-_Objects = dict[int, Any]
+# The entries of a config that inference and the report build, and the registries from which their parts come.
+_BUILT = {"model", "test_dataloader", "visualizer"}
+_PARTS = {
+    "model",
+    "dataset",
+    "transform",
+    "function",
+    "task util",
+    "data sampler",
+    "visualizer",
+    "weight initializer",
+}
 
 
 def check_buildable(cfg: Config, source: object) -> None:
@@ -35,9 +46,8 @@ def check_buildable(cfg: Config, source: object) -> None:
         RefusedFileError: It has such a type, or asks for the import of a module that is not imported yet.
     """
     _check_imports(cfg.get("custom_imports"), source)
-    registered: _Objects | None = None
-    names: set[str] = set()
-    for key, value in _settings(cfg.to_dict()):
+    registered: _Registered | None = None
+    for part, key, value in _settings(cfg.to_dict()):
         if key in ("_scope_", "default_scope") and value is not None and not _is_scope(value):
             raise RefusedFileError(
                 f"{source}: its config names the scope {short(value)}, which is not a package of OpenMMLab"
@@ -45,11 +55,11 @@ def check_buildable(cfg: Config, source: object) -> None:
         if key != "type":
             continue
         if registered is None:
-            registered, names = _registered()
+            registered = _Registered()
         if not isinstance(value, str) or not (
-            value in names
+            value in registered.names
             or value in _FUNCTIONS
-            or id(_imported(value)) in registered
+            or registered.has(value, part in _BUILT)
             or _is_layer(value)
             or _means_nothing(value)
         ):
@@ -57,6 +67,32 @@ def check_buildable(cfg: Config, source: object) -> None:
                 f"{source}: its config has the type {short(value)}, which is not registered and was not called: import "
                 "the module that registers it, or give the config file"
             )
+
+
+class _Registered:
+    """All that is registered when this is made."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()  # by which configs call them
+        self._objects: dict[int, Any] = {}
+        self._parts: dict[int, Any] = {}
+        for registry in _registries():
+            if registry is not root:
+                registry.import_from_location()
+            for name, value in list(registry.module_dict.items()):
+                self._objects[id(value)] = value
+                self.names |= {name, f"{registry.scope}.{name}"}
+                if registry.name in _PARTS:
+                    self._parts[id(value)] = value
+
+    def has(self, path: str, is_built: bool) -> bool:
+        """Whether a dotted path names a registered object.
+
+        Args:
+            path: As lazy configs have it; MMEngine then does not ask which registry it is from.
+            is_built: Whether the object is one of those that are built, which a runner may not be among.
+        """
+        return id(_imported(path)) in (self._parts if is_built else self._objects)
 
 
 def _is_layer(name: str) -> bool:
@@ -86,15 +122,15 @@ def _check_imports(custom: Any, source: object) -> None:
             )
 
 
-def _settings(value: Any) -> Iterator[tuple[str, Any]]:
-    """All keys and values of dicts, at every level."""
+def _settings(value: Any, part: str = "") -> Iterator[tuple[str, str, Any]]:
+    """All keys and values of dicts, at every level, each with the config's own entry that it belongs to."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield key, inner
-            yield from _settings(inner)
+            yield part, key, inner
+            yield from _settings(inner, part or str(key))
     elif isinstance(value, list | tuple | set):
         for inner in value:
-            yield from _settings(inner)
+            yield from _settings(inner, part)
 
 
 def _is_scope(value: Any) -> bool:
@@ -110,19 +146,6 @@ def _registries() -> Iterator[Registry]:
         registry = waiting.pop()
         yield registry
         waiting += registry.children.values()
-
-
-def _registered() -> tuple[_Objects, set[str]]:
-    """All registered objects by identity, and the names by which configs call them."""
-    objects: _Objects = {}
-    names: set[str] = set()
-    for registry in _registries():
-        if registry is not root:
-            registry.import_from_location()
-        for name, value in list(registry.module_dict.items()):
-            objects[id(value)] = value
-            names |= {name, f"{registry.scope}.{name}"}
-    return objects, names
 
 
 def _imported(path: str) -> Any:

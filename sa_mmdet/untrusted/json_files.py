@@ -22,5 +22,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError as error:
         raise RefusedFileError(f"{path}: is not readable as JSON: it is nested too deep") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RefusedFileError(f"{path}: is not readable as JSON: {error.strerror}") from error
+    except ValueError as error:
         raise RefusedFileError(f"{path}: is not readable as JSON: {one_line(error, 200)}") from error

@@ -13,6 +13,11 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+try:
+    from mmengine.runner._flexible_runner import FlexibleRunner
+except ImportError:
+    FlexibleRunner = None
+
 
 class Numbers(Dataset):
     def __len__(self) -> int:
@@ -45,7 +50,9 @@ class Rising(BaseMetric):
         return dict(score=float(Rising.value))
 
 
-def train(work_dir: Path, hook: Any, epochs: int, number: int, resume: Path | None = None) -> None:
+def train(
+    work_dir: Path, hook: Any, epochs: int, number: int, resume: Path | None = None, runner: Any = Runner
+) -> None:
     loader = dict(
         batch_size=1,
         num_workers=0,
@@ -53,9 +60,9 @@ def train(work_dir: Path, hook: Any, epochs: int, number: int, resume: Path | No
         collate_fn=dict(type="default_collate"),
         sampler=dict(type="DefaultSampler", shuffle=False),
     )
-    Runner(
+    runner(
         Toy(),
-        str(work_dir),
+        work_dir=str(work_dir),
         train_dataloader=loader,
         val_dataloader=loader,
         val_evaluator=dict(type="Rising"),
@@ -93,3 +100,21 @@ def test_nothing_elsewhere_is_removed(tmp_path: Path, hook: Any, claimed: str) -
     assert (tmp_path / "run/vis_data/kept").exists()
     assert (tmp_path / "kept.pth").exists()
     assert [path.name for path in (tmp_path / "run").glob("best_*")] == ["best_score_3.pth"]  # of its own, the last
+
+
+def test_a_flexible_runner_removes_and_runs_nothing(tmp_path: Path) -> None:
+    if FlexibleRunner is None:
+        pytest.skip("FlexibleRunner needs PyTorch 2")
+    (tmp_path / "elsewhere").mkdir()
+    train(tmp_path / "first", "CheckpointHook", 1, 3, runner=FlexibleRunner)
+    content = torch.load(tmp_path / "first" / "1.pth", weights_only=False)
+    content["message_hub"]["runtime_info"].update(best_ckpt=str(tmp_path / "elsewhere"), best_score=0.0)
+    torch.save(content, tmp_path / "evil.pth")
+    Rising.value = 1
+    train(tmp_path / "run", "CheckpointHook", 2, 4, tmp_path / "evil.pth", FlexibleRunner)
+    assert (tmp_path / "elsewhere").is_dir()
+    content["meta"]["config"] = f"import pathlib\npathlib.Path({str(tmp_path / 'trace')!r}).touch()"
+    torch.save(content, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="is more than names and literals"):
+        train(tmp_path / "run", "CheckpointHook", 2, 5, tmp_path / "evil.pth", FlexibleRunner)
+    assert not (tmp_path / "trace").exists()

@@ -262,6 +262,7 @@ TEXTS: dict[str, Callable[[Path], str]] = {
         "model = dict(type='mmdet.utils.misc.os.system', command='true')\n"
     ),
     "a type that mmcv evaluates": lambda trace: f"test_cfg = dict(nms=dict(type='open({str(trace)!r}, 1)'))\n",
+    "a runner as a model": lambda trace: f"model = dict(type='mmengine.runner.Runner', work_dir={str(trace)!r})\n",
     "a built-in as a type": lambda trace: "model = dict(nms=dict(type='breakpoint'))\n",
     "a module as a type": lambda trace: "model = dict(type='antigravity')\n",
     "a list as a type": lambda trace: "model = dict(type=['ResNet'])\n",
@@ -287,6 +288,19 @@ def test_the_config_in_a_checkpoint_is_not_run(tmp_path: Path, kind: str) -> Non
         read.read(TEXTS[kind](trace))
     assert not trace.exists()
     assert "antigravity" not in sys.modules
+
+
+def test_lazy_configs_and_visualizers_are_read_without_their_places() -> None:
+    text = """
+model = dict(type='mmdet.models.backbones.resnet.ResNet', norm_cfg=dict(type='torch.nn.modules.batchnorm.BatchNorm2d'))
+default_hooks = dict(timer=dict(type='mmengine.hooks.iter_timer_hook.IterTimerHook'))
+visualizer = dict(type='DetLocalVisualizer', save_dir='/any', vis_backends=[dict(type='LocalVisBackend')])
+"""
+    read = module_of_openmmlab("from mmengine.config import Config\nread = lambda text: Config.fromstring(text, '.py')")
+    read.__dict__["__name__"] = "mmengine.infer.infer"
+    cfg = read.read(text)
+    assert cfg.model.type == "mmdet.models.backbones.resnet.ResNet"
+    assert cfg.visualizer == dict(type="DetLocalVisualizer", vis_backends=[])
 
 
 def test_a_users_own_call_runs_a_config() -> None:

@@ -162,15 +162,19 @@ class Readers:
     def run(self) -> Run:
         """A work directory, of which something is damaged."""
         data = self.work_dir / "1" / "vis_data"
-        settings = self.settings()
-        if self.rng.random() < 0.5:
-            text = mutated(self.config.encode(), self.rng)
+        kind = self.rng.randrange(4)
+        text, scalars, detections = self.config.encode(), log().encode(), self.found
+        if kind == 0:
+            text = mutated(text, self.rng)
+        elif kind == 1:
+            settings = changed(self.settings(), self.rng)
+            text = "\n".join(f"{key} = {value!r}" for key, value in settings.items()).encode()
+        elif kind == 2:
+            scalars = mutated(scalars, self.rng)
         else:
-            content = changed(settings, self.rng)
-            text = "\n".join(f"{key} = {value!r}" for key, value in content.items()).encode()
+            detections = changed(detections, self.rng)
         (data / "config.py").write_bytes(text)
-        (data / "scalars.json").write_bytes(mutated(log().encode(), self.rng))
-        detections = self.found if self.rng.random() < 0.5 else changed(self.found, self.rng)
+        (data / "scalars.json").write_bytes(scalars)
         (self.work_dir / "results.bbox.json").write_text(json.dumps(detections))
         return read_run(self.work_dir)
 
@@ -186,7 +190,7 @@ def judge(truth: COCO, entries: list[dict[str, Any]]) -> None:
 
 
 # What of each kind of file comes how often; a report takes longest.
-_SHARES = dict(annotations=30, results=30, pickled=15, in_yaml=15, recorded_config=15, run=15, report=3)
+_SHARES = dict(annotations=30, results=30, pickled=15, in_yaml=15, recorded_config=15, run=15, report=12)
 
 
 def fuzz(count: int, seed: int = 0) -> Counter:
