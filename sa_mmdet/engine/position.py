@@ -81,6 +81,8 @@ def renew_loader(runner: Any) -> None:
         return
     if not loop.iter and not isinstance(before, NumberedBatches):
         return
+    for worker in getattr(getattr(loop.dataloader_iterator, "_iterator", None), "_workers", ()):
+        worker.terminate()  # PyTorch would wait some seconds for those that are loading
     options = {name: value for name, value in options.items() if name != "num_batch_per_epoch"}
     loop.dataloader = runner.build_dataloader(
         dict(options, dataset=_Same(loop.dataloader.dataset)),
