@@ -27,7 +27,7 @@ class Converted:
     sources: dict[str, str]  # the key in the file for each name in ``state`` and ``head``
     head: dict[str, Tensor] = field(default_factory=dict)  # a classifier's last layer: weight, bias
     added: list[str] = field(default_factory=list)  # names that the file lacks
-    left_over: list[str] = field(default_factory=list)  # keys of the file that were not used
+    unused: list[str] = field(default_factory=list)  # keys of the file that were not used
 
     def whole(self) -> dict[str, Tensor]:
         """The weights under the names of MMDetection's detectors and MMPretrain's classifiers."""
@@ -70,12 +70,12 @@ def convert_tensors(
     if prefix is None:
         _refuse_detector(tensors, path)
     names = sort_names(tensors, path, prefix)
-    sources, head, left_over = dict(names.backbone), {}, list(names.other)
+    sources, head, unused = dict(names.backbone), {}, list(names.other)
     if set(names.classifier) == {"weight", "bias"}:
         head = {name: _in_float32(tensors[key], key, dtype, path) for name, key in names.classifier.items()}
         sources |= {f"head.fc.{name}": key for name, key in names.classifier.items()}
     else:
-        left_over += names.classifier.values()
+        unused += names.classifier.values()
     state = {name: _in_float32(tensors[key], name, dtype, path) for name, key in names.backbone.items()}
     found, backbone = recognise(state, path)
     if attention not in ("auto", found):
@@ -84,7 +84,7 @@ def convert_tensors(
         raise ValueError(f"{path}: holds a ResNet-{backbone['depth']}, expected a ResNet-{depth}")
     state, added = _fitted(state, backbone, path)
     files.check_finite(state, path)
-    return Converted(state, backbone, found, sources, head, added, left_over)
+    return Converted(state, backbone, found, sources, head, added, unused)
 
 
 def released(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Read and write files of weights, PyTorch's and safetensors', without ever running what a file holds."""
 
-import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -184,15 +183,6 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise ValueError(f"{path}: holds NaN or Inf, in {listed(bad)}")
-
-
-def digest(path: str | Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal."""
-    total = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 @checkpoint.CheckpointLoader.register_scheme(prefixes="", force=True)

@@ -12,6 +12,7 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from sa_mmdet.atomic_write import replace_file, temporary_beside
+from sa_mmdet.compat.downloads import digest
 from sa_mmdet.untrusted import literal_config
 from sa_mmdet.version import __version__
 
@@ -99,4 +100,4 @@ def _named_by_content(target: Path, state: Mapping[str, Tensor], meta: dict[str,
         raise ValueError(f"{target}: does not end in .pth, .pth.tar or .safetensors")
     with temporary_beside(target.with_name(f"{stem}{suffix}")) as temporary:
         files.write(temporary, state, meta)
-        return replace_file(temporary, target.with_name(f"{stem}-{files.digest(temporary)[:8]}{suffix}"))
+        return replace_file(temporary, target.with_name(f"{stem}-{digest(temporary)[:8]}{suffix}"))

@@ -54,7 +54,7 @@ def load_url(
     path = folder / name
     if not path.exists():
         torch.hub.download_url_to_file(url, str(path), progress=progress)
-    if expected is not None and not _sha256(path).startswith(expected):
+    if expected is not None and not digest(path).startswith(expected):
         raise RefusedFileError(
             f"{url}: the file {path} does not have the SHA-256 {expected} that its name promises: remove it and try "
             "again, or, if you trust it, give its path in place of the address"
@@ -62,9 +62,10 @@ def load_url(
     return read_torch(path, map_location)
 
 
-def _sha256(path: Path) -> str:
+def digest(path: str | Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal."""
     total = hashlib.sha256()
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(_BLOCK):
             total.update(block)
     return total.hexdigest()

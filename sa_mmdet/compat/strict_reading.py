@@ -43,9 +43,14 @@ def load_tensors(file: Any, map_location: Any = None, *arguments: Any, **options
 
     Raises:
         FileNotFoundError: There is no such file.
-        RefusedFileError: The file holds anything else; none of it has been run.
+        RefusedFileError: The file holds anything else, none of which has been run; or its state_dict is not
+            a dict of names.
     """
-    return read_torch(file, map_location)
+    loaded = read_torch(file, map_location)
+    state = loaded.get("state_dict", {}) if isinstance(loaded, dict) else {}
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise RefusedFileError(f"{file}: its state_dict is not a dict of names and tensors")
+    return loaded
 
 
 def load_strictly() -> None:

@@ -1,6 +1,7 @@
 """A report on a set of trainings beside the paper's results, as one HTML page that needs no network."""
 
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from sa_mmdet.messages import short
 from sa_mmdet.version import __version__
 
 from .average_precision import TASKS
@@ -77,8 +79,9 @@ def _compare(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dic
             continue
         annotations = {run.annotations for own in variants.values() for run in own}
         first = next(iter(variants.values()))[0].annotations
-        if len(annotations) > 1 or not first.is_file():
-            what = "belong to different images" if len(annotations) > 1 else f"cannot be evaluated without {first}"
+        if len(annotations) > 1 or not os.path.isfile(first):
+            missing = f"cannot be evaluated without {short(str(first))}"
+            what = "belong to different images" if len(annotations) > 1 else missing
             notes.append(f"the {name} results {what}: no significance, no images")
             continue
         try:

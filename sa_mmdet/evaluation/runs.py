@@ -53,7 +53,8 @@ class Run:
         """The file with the annotations of the test images."""
         evaluator = self.cfg.get("test_evaluator")
         first = evaluator[0] if isinstance(evaluator, list | tuple) and evaluator else evaluator
-        return Path(str(first.get("ann_file", "")) if isinstance(first, dict) else "")
+        name = first.get("ann_file") if isinstance(first, dict) else None
+        return Path(name if isinstance(name, str) else "")
 
     @property
     def on_coco(self) -> bool:

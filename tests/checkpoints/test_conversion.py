@@ -47,7 +47,7 @@ def test_the_released_function_is_the_converted_one(kind: str, depth: int) -> No
         for ours, theirs in zip(actual, features(state, kind, depth, x), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     assert set(converted.head) == {"weight", "bias"}
-    assert converted.left_over == converted.added == []
+    assert converted.unused == converted.added == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -269,7 +269,7 @@ def test_what_is_asked_for_is_checked(sa50: State, tmp_path: Path) -> None:
     halves = {key: value.half() if value.is_floating_point() else value for key, value in sa50.items()}
     widened = convert_tensors(halves, "x", dtype="float32").state
     assert torch.equal(widened["conv1.weight"], sa50["conv1.weight"].half().float())
-    assert convert_tensors(detector(sa50), "x", prefix="backbone.").left_over == ["rpn_head.rpn_conv.weight"]
+    assert convert_tensors(detector(sa50), "x", prefix="backbone.").unused == ["rpn_head.rpn_conv.weight"]
 
 
 def test_a_full_disk_leaves_nothing(sa50: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

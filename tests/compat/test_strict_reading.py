@@ -139,6 +139,13 @@ def test_an_environment_variable_does_not_open_it(harmful: Path, monkeypatch: py
         load_checkpoint(torch.nn.Linear(1, 1), str(harmful))
 
 
+@pytest.mark.parametrize("state", [3, [torch.ones(1)], {1: torch.ones(1)}, {("a",): torch.ones(1)}])
+def test_a_state_dict_that_is_none_is_named(tmp_path: Path, state: Any) -> None:
+    torch.save(dict(state_dict=state), tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"odd\.pth: its state_dict is not a dict of names"):
+        load_checkpoint(torch.nn.Linear(1, 1), str(tmp_path / "odd.pth"))
+
+
 @pytest.mark.skipif(not hasattr(torch.serialization, "get_safe_globals"), reason="came with PyTorch 2.4")
 def test_nothing_is_added_to_what_the_user_allows() -> None:
     code = "import torch; before = set(map(str, torch.serialization.get_safe_globals())); import mmdet.apis, mmcv.ops\n"

@@ -34,7 +34,7 @@ def report(converted: Converted, target: str) -> None:
         print(f"{source:{width}} -> {name}{f'  ({count})' if count > 1 else ''}")
     if converted.added:
         print(f"added: {len(converted.added)} counters num_batches_tracked, which the file does not have")
-    print(f"unused keys: {', '.join(converted.left_over) or 'none'}")
+    print(f"unused keys: {', '.join(converted.unused) or 'none'}")
     options = ", ".join(f"{key}={value!r}" for key, value in converted.backbone.items())
     print(f"backbone=dict({options}, init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint='{target}'))")
 
