@@ -21,14 +21,14 @@ from sa_mmdet.analysis import analyze
 DOCS = REPOSITORY / "docs"
 DEMO_PAGE = REPOSITORY / "configs" / "demo" / "README.md"
 # torchvision's weights as PyTorch keeps them once they are downloaded.
-RESNET50 = Path("torch", "hub", "checkpoints", "resnet50-0676ba61.pth")
+RESNET50 = "torchvision://resnet50"
 
 
-def put_resnet50(folder: Path) -> None:
-    """Let torchvision://resnet50 name made-up weights, without the network."""
-    path = folder / RESNET50
-    path.parent.mkdir(parents=True)
+def put_resnet50(folder: Path) -> Path:
+    """Write made-up weights with torchvision's names, which take the place of torchvision://resnet50."""
+    path = folder / "resnet50.pth"
     torch.save(weights("none"), path)
+    return path
 
 
 def arguments_of_tools(path: Path) -> list[list[str]]:
@@ -84,11 +84,10 @@ def test_the_guides_attention_is_all_that_is_needed() -> None:
     assert found.attention_parameters == 8  # one in each block
 
 
-def test_the_readmes_config_starts_from_torchvisions_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_resnet50(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+def test_the_readmes_config_starts_from_torchvisions_weights(tmp_path: Path) -> None:
     [block] = python_blocks(REPOSITORY / "README.md")
-    (tmp_path / "my_config.py").write_text(block.text)
+    assert RESNET50 in block.text
+    (tmp_path / "my_config.py").write_text(block.text.replace(RESNET50, str(put_resnet50(tmp_path))))
     backbone = MODELS.build(Config.fromfile(tmp_path / "my_config.py").model.backbone).double()
     backbone.init_weights()
     plain = MODELS.build(dict(type="ResNet", depth=50)).double()
@@ -121,8 +120,9 @@ SMALL = [
 
 def follow_own_data(folder: Path, changes: dict[str, str]) -> str:
     """Follow docs/own_data.md from its first to its last block, with both of its configs."""
-    put_resnet50(folder)
-    reader = Reader(folder, changes, {r"my_config\.py": f"--cfg-options {' '.join(SMALL)}"})
+    reader = Reader(
+        folder, {RESNET50: str(put_resnet50(folder)), **changes}, {r"my_config\.py": f"--cfg-options {' '.join(SMALL)}"}
+    )
     said = reader.follow(DOCS / "own_data.md")
     assert said.count("Epoch(val) [1]") == 2
     assert said.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 3
@@ -134,7 +134,7 @@ def follow_own_data(folder: Path, changes: dict[str, str]) -> str:
 
 def test_own_data(tmp_path: Path) -> None:
     said = follow_own_data(tmp_path, {})
-    assert "load plain ResNet weights from: torchvision://resnet50" in said
+    assert f"load plain ResNet weights from: {tmp_path / 'resnet50.pth'}" in said
 
 
 @pytest.mark.long

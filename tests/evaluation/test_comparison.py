@@ -179,7 +179,8 @@ def test_unreadable_files_are_refused_and_empty_results_compared(
     ):
         status, _, errors = tool(name, first, paths[0])
         assert status == 1
-        assert f"{first}: {message}" in errors
+        assert f"{first}: " in errors
+        assert message in errors
     for other in (tmp_path / "none.json", tmp_path / "text.json"):
         status, _, errors = tool(name, truth, paths[0], other)
         assert status == 1

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import detectors
 import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
 from places import REPOSITORY
 
 
@@ -88,10 +91,13 @@ def test_a_missing_image_stops_the_run_before_its_first_step(user_config: Path) 
 
 
 def test_inference_on_one_image(user_config: Path, coco128: Path) -> None:
+    model = MODELS.build(Config.fromfile(user_config).model)
+    meta = dict(dataset_meta=dict(classes=("person",)))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), user_config.with_name("untrained.pth"))
     code = f"""
 import sa_mmdet
 from mmdet.apis import DetInferencer
-inferencer = DetInferencer(model={str(user_config)!r}, weights="killed/epoch_2.pth", device="cpu")
+inferencer = DetInferencer(model={str(user_config)!r}, weights="untrained.pth", device="cpu")
 result = inferencer({str(coco128 / "train2017" / "000000000009.jpg")!r}, out_dir="out")
 print(sorted(result["predictions"][0]))
 """
