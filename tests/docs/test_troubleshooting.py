@@ -21,9 +21,9 @@ from places import MMDETECTION, REPOSITORY
 from sa_mmdet import compat
 from sa_mmdet.engine.check_dataset import check_dataset
 
-QUOTED = [
-    block.text.strip() for block in blocks(REPOSITORY / "docs" / "troubleshooting.md") if block.language == "text"
-]
+PAGE = REPOSITORY / "docs" / "troubleshooting.md"
+QUOTED = [block.text.strip() for block in blocks(PAGE) if block.language == "text"]
+QUOTED.remove("Expected configs:")  # test_download_offers_the_weights_that_exist_and_refuses_others
 # The whole text of an error, given an empty folder, a data set and a means to change what is installed.
 Provocation = Callable[[Path, Path, pytest.MonkeyPatch], str]
 
