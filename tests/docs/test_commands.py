@@ -132,6 +132,7 @@ def follow_own_data(folder: Path, changes: dict[str, str]) -> str:
     return said
 
 
+@pytest.mark.long
 def test_own_data(tmp_path: Path) -> None:
     said = follow_own_data(tmp_path, {})
     assert f"load plain ResNet weights from: {tmp_path / 'resnet50.pth'}" in said

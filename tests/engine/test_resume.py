@@ -46,6 +46,12 @@ def terminated(work_dir: Path, at: int, evaluating: bool = False, **options: Any
     return recorder
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMEngine pauses for two seconds when an iteration loop restarts its data loader."""
+    monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)
+
+
 @pytest.fixture
 def compare(tmp_path: Path) -> Any:
     """Compare the losses of a run that was stopped in a way with those of one that was not."""
@@ -83,7 +89,7 @@ def test_a_killed_run_gives_the_losses_of_an_undisturbed_one(compare: Any, kind:
 
 @RUNNERS
 @pytest.mark.parametrize("kind", OPTIONS)
-@pytest.mark.parametrize("at", [0, 5, 7])
+@pytest.mark.parametrize("at", [0, 7])
 def test_sigterm_loses_no_step(compare: Any, kind: str, flexible: bool, at: int) -> None:
     options: dict[str, Any] = dict(interval=1, flexible=flexible) | OPTIONS[kind]
     if kind == "iteration loop that restarts" and at == 7:

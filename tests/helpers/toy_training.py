@@ -1,5 +1,6 @@
 """Trainings of a toy network that take a second, with either of MMEngine's runners."""
 
+import multiprocessing
 import random
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,6 @@ def train(work_dir: Path, recorder: Recorder | None = None, **options: Any) -> R
     try:
         built.train()
     finally:
-        if getattr(built.train_dataloader, "_iterator", None) is not None:
-            built.train_dataloader._iterator = None  # its workers end now, not when the collector comes by
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # PyTorch would wait some seconds for those that are loading
     return recorder

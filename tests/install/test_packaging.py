@@ -109,6 +109,7 @@ def test_download_offers_the_weights_that_exist_and_refuses_others(installed: di
 
 
 @by_name
+@pytest.mark.long
 def test_train_test_run_and_gridsearch(installed: dict[str, str], shapes: Path, tmp_path: Path) -> None:
     environment = installed | {"SHAPES_ROOT": str(shapes)}
     options = ["--gpus", 0, "--cfg-options", *SHORT]

@@ -38,6 +38,7 @@ def user_config(coco128: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return detectors.user_config(coco128, tmp_path_factory.mktemp("user") / "mine.py")
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_resumes_and_its_checkpoint_gives_its_metrics(user_config: Path) -> None:
     folder = user_config.parent
     whole = run(tool("train.py", user_config, "--work-dir", "whole"), folder)
