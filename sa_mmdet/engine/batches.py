@@ -16,6 +16,7 @@ def seed_everything(*key: int) -> None:
         key: Non-negative integers, such as the run's seed and the number of the step.
     """
     [seed] = map(int, np.random.SeedSequence(key).generate_state(1))
+    # Not by MMEngine's set_random_seed, which asks for GPUs: the workers of a data loader must not.
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (MMDetection's transforms draw from it)
     torch.manual_seed(seed)
@@ -81,6 +82,13 @@ class NumberedBatches:
             number += done
             self._rounds += 1
             self._restart(self._rounds)
+
+
+def samplers_of(loader: DataLoader) -> list[Any]:
+    """The samplers of a data loader: its own, and that of its batch sampler, which may be the same."""
+    return [
+        sampler for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)) if sampler is not None
+    ]
 
 
 def number_batches(loader: DataLoader, restart: Callable[[int], None] | None = None) -> NumberedBatches:

@@ -1,12 +1,13 @@
 """Stopping at a step and going on with the next: what a checkpoint lacks for that, saved and restored."""
 
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sa_mmdet.atomic_write import atomic_write_text
 
+from .batches import samplers_of
 from .position import continue_loop, renew_loader
 from .termination import EXIT_STATUS, Termination
 
@@ -52,7 +54,7 @@ class ExactResume(Hook):
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         meta = checkpoint["meta"]
         position = getattr(runner, "_sa_mmdet_position", None)
-        if position is not None:  # FlexibleRunner puts others into every checkpoint
+        if position is not None:
             meta.update(position)
         if "optimizer" not in checkpoint:
             return
@@ -97,20 +99,28 @@ class ExactResume(Hook):
             self._stop(runner, runner.iter)
 
     def _stop(self, runner: Any, done: int) -> None:
-        hook = checkpoint_hook(runner)
-        folder = getattr(hook, "out_dir", None) or runner.work_dir
-        options = {} if hook is None else dict(backend_args=hook.backend_args, file_client_args=hook.file_client_args)
+        hook: Any = checkpoint_hook(runner)
         runner.logger.warning(f"SIGTERM: saving {STOPPED} after {done} steps")
         position = dict(epoch=runner.epoch, iter=done)
-        runner._sa_mmdet_position = position
-        runner.save_checkpoint(folder, STOPPED, meta=dict(position), by_epoch=False, **options)
+        storage = dict(backend_args=hook.backend_args, file_client_args=hook.file_client_args)
+        with saved_at(runner, position):
+            runner.save_checkpoint(hook.out_dir, STOPPED, meta=dict(position), by_epoch=False, **storage)
         if is_main_process():
-            path = str(Path(folder) / STOPPED) if "://" not in str(folder) else f"{str(folder).rstrip('/')}/{STOPPED}"
+            path = str(hook.file_backend.join_path(hook.out_dir, STOPPED))
             atomic_write_text(Path(runner.work_dir) / "last_checkpoint", path)
-        if get_world_size() > 1:
-            dist.barrier()  # no launcher ends the process that is still writing, since another one has ended
+        barrier()  # no launcher ends the process that is still writing, since another one has ended
         runner.logger.warning("SIGTERM: the training has been saved and ends here; --resume continues it")
         sys.exit(EXIT_STATUS)
+
+
+@contextmanager
+def saved_at(runner: Any, position: Mapping[str, Any]) -> Iterator[None]:
+    """Let a checkpoint that is saved meanwhile record this epoch and iteration; FlexibleRunner records others."""
+    runner._sa_mmdet_position = position
+    try:
+        yield
+    finally:
+        del runner._sa_mmdet_position
 
 
 def is_accumulating(runner: Any) -> bool:
@@ -129,8 +139,7 @@ def average_gradients(runner: Any) -> None:
     if get_world_size() > 1 and is_accumulating(runner) and not _is_sharded(runner):
         for _, parameter in _parameters(runner):
             if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= get_world_size()
+                all_reduce(parameter.grad, "mean")
 
 
 def _is_sharded(runner: Any) -> bool:
@@ -156,12 +165,8 @@ def _restore_gradients(runner: Any, gradients: dict[str, Tensor]) -> None:
 
 
 def _samplers(runner: Any) -> list[Any]:
-    loader = runner.train_dataloader
-    return [
-        sampler
-        for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-        if isinstance(getattr(sampler, "seed", None), int)
-    ]
+    samplers = samplers_of(runner.train_dataloader)
+    return [sampler for sampler in samplers if isinstance(getattr(sampler, "seed", None), int)]
 
 
 def _sampler_seeds(runner: Any) -> list[int]:

@@ -1,5 +1,6 @@
 """Which checkpoint ``--resume`` takes: the newest complete one, by what the checkpoints themselves record."""
 
+import functools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,16 @@ def choose(runner: Any) -> str | None:
     folder = Path(runner.work_dir if out_dir is None else Path(out_dir, Path(runner.work_dir).name))
     found = {path for name in (template.replace("{}", "*"), STOPPED) for path in folder.glob(name) if path.is_file()}
     found |= {Path(last)} if last and Path(last).is_file() else set()
-    ordered = sorted(found, key=_recorded, reverse=True) if len(found) > 1 else list(found)
+    recorded = functools.cache(_recorded)  # each file is read once
+    ordered = sorted(found, key=recorded, reverse=True) if len(found) > 1 else list(found)
     chosen = next((path for path in ordered if is_complete(path)), None)
     if chosen is None and (last or found):
         raise ValueError(
             f"--resume: none of the checkpoints in {folder} is complete ({last or ordered[0]} was the last): remove "
             f"them and {record} to start from the beginning, or name another checkpoint after --resume"
         )
-    _check_agreement(chosen)
+    if get_world_size() > 1:
+        _check_agreement(None if chosen is None else (chosen.name, chosen.stat().st_size, recorded(chosen)[:2]))
     if chosen is not None and str(chosen) != last:
         runner.logger.warning(f"{last or record} is not the newest complete checkpoint: resuming from {chosen}")
     return None if chosen is None else str(chosen)
@@ -74,11 +77,12 @@ def check_named(path: str) -> None:
         raise ValueError(f"--resume: {path} is damaged, a checksum in it is wrong: copy it again, or name another one")
 
 
-def _check_agreement(chosen: Path | None) -> None:
-    """Refuse that processes on machines without a shared disk continue with different checkpoints."""
-    if get_world_size() == 1:
-        return
-    mine = None if chosen is None else (chosen.name, chosen.stat().st_size, _recorded(chosen)[:2])
+def _check_agreement(mine: tuple[str, int, tuple[int, int]] | None) -> None:
+    """Refuse that processes on machines without a shared disk continue with different checkpoints.
+
+    Args:
+        mine: Name, size and position of the checkpoint that this process has chosen.
+    """
     for rank, other in enumerate(all_gather_object(mine)):
         if other != mine:
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
-from .batches import NumberedBatches, number_batches
+from .batches import NumberedBatches, number_batches, samplers_of
 
 
 def numbered(loop: Any) -> NumberedBatches:
@@ -19,8 +19,7 @@ def numbered(loop: Any) -> NumberedBatches:
 
     def restart(rounds: int) -> None:
         loop.dataloader_iterator._epoch = rounds
-        samplers: tuple[Any, ...] = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-        for sampler in samplers:
+        for sampler in samplers_of(loader):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(rounds)
                 break

@@ -2,17 +2,14 @@
 
 import errno
 import functools
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import mmengine.runner
-import mmengine.runner.checkpoint
-import mmengine.runner.runner
-from mmengine.runner import Runner
+from mmengine.runner import Runner, checkpoint
 from torch.utils.data import DataLoader
 
-from sa_mmdet.compat import Repair
+from sa_mmdet.compat import Repair, replace_in_openmmlab
 
 from . import latest_checkpoint, safe_checkpoint
 from .exact_resume import ExactResume, checkpoint_hook
@@ -22,19 +19,14 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _runners() -> list[type]:
-    found: list[type] = [Runner]
-    if hasattr(mmengine.runner, "FlexibleRunner"):  # from MMEngine 0.8 on
-        found.append(mmengine.runner.FlexibleRunner)
-    elif hasattr(mmengine.runner, "_flexible_runner"):
-        found.append(mmengine.runner._flexible_runner.FlexibleRunner)
-    return found
+    flexible = getattr(mmengine.runner, "FlexibleRunner", None)  # from MMEngine 0.8 on
+    return [Runner] if flexible is None else [Runner, flexible]
 
 
 def write_checkpoints_atomically() -> None:
     """Replace MMEngine's save_checkpoint wherever its runners and strategies look it up."""
-    safe = safe_checkpoint.save_atomically(mmengine.runner.checkpoint.save_checkpoint)
-    for module in (mmengine.runner.checkpoint, mmengine.runner, mmengine.runner.runner):
-        module.save_checkpoint = safe
+    save = checkpoint.save_checkpoint
+    replace_in_openmmlab(save, safe_checkpoint.save_atomically(save))
     safe_checkpoint.save_before_removing()
 
 
@@ -75,21 +67,13 @@ def _stopping(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
             try:
                 return original(self)
             except OSError as error:
-                raise _explained(self, error) from error
+                # Whoever met the full disk first: the log, the visualizer, an evaluation; a checkpoint says it itself.
+                if error.errno not in _NO_SPACE or isinstance(error, safe_checkpoint.NotWrittenError):
+                    raise
+                what = error.filename or "a file"
+                raise safe_checkpoint.NotWrittenError(error, str(what), self.work_dir) from error
 
     return train
-
-
-def _explained(runner: Any, error: OSError) -> OSError:
-    """Say what a full disk means for the run, whoever met it first: the log, the visualizer or an evaluation."""
-    if error.errno not in _NO_SPACE or "--resume" in str(error):
-        return error
-    free = shutil.disk_usage(runner.work_dir).free // 2**20
-    return OSError(
-        error.errno,
-        f"{error.strerror}: {error.filename or 'a file'} was not written, {free} MiB are free in {runner.work_dir}. "
-        "Earlier checkpoints are intact: free some space and continue with --resume",
-    )
 
 
 def _undisturbed(original: Callable[..., DataLoader]) -> Callable[..., DataLoader]:

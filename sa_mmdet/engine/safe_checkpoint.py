@@ -4,7 +4,7 @@ import functools
 import io
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mmengine.hooks import CheckpointHook
 
 from sa_mmdet.atomic_write import atomic_write, remove_unfinished
 
-from .exact_resume import STOPPED, average_gradients
+from .exact_resume import STOPPED, average_gradients, saved_at
 
 _MIB = 2**20
 Save = Callable[..., None]
@@ -53,13 +53,26 @@ def _write(path: Path, content: memoryview) -> None:
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        free = shutil.disk_usage(path.parent).free // _MIB
-        raise OSError(
+        raise NotWrittenError(error, f"{path} ({content.nbytes // _MIB} MiB)", path.parent) from error
+
+
+class NotWrittenError(OSError):
+    """A file of a training cannot be written; the message says what that means for the training.
+
+    Args:
+        error: The system's error.
+        what: What was to be written.
+        folder: A folder on the same disk.
+    """
+
+    def __init__(self, error: OSError, what: str, folder: str | Path) -> None:
+        free = shutil.disk_usage(folder).free // _MIB
+        super().__init__(
             error.errno,
-            f"{error.strerror}: {path} ({content.nbytes // _MIB} MiB) was not written, {free} MiB are free there. "
-            "Earlier checkpoints are intact: free some space, or keep fewer checkpoints "
-            "(default_hooks.checkpoint.max_keep_ckpts), and continue with --resume",
-        ) from error
+            f"{error.strerror}: {what} was not written, {free} MiB are free there. Earlier checkpoints are intact: "
+            "free some space, or keep fewer checkpoints (default_hooks.checkpoint.max_keep_ckpts), and continue with "
+            "--resume",
+        )
 
 
 def save_before_removing() -> None:
@@ -80,14 +93,12 @@ def _saving_first(original: Callable[..., None]) -> Callable[..., None]:
         backend = getattr(self, "file_backend", None)
         if backend is None:  # before_train was not called: an evaluation alone
             return original(self, runner, *arguments, **options)
-        if for_resuming:
-            average_gradients(runner)
-            runner._sa_mmdet_position = dict(options["meta"] if "meta" in options else arguments[1])
-        try:
-            with _removing_last(self, runner):
-                original(self, runner, *arguments, **options)
-        finally:
-            runner.__dict__.pop("_sa_mmdet_position", None)
+        with ExitStack() as stack:
+            if for_resuming:
+                average_gradients(runner)
+                stack.enter_context(saved_at(runner, dict(options["meta"] if "meta" in options else arguments[1])))
+            stack.enter_context(_removing_last(self, runner))
+            original(self, runner, *arguments, **options)
         if for_resuming and isinstance(backend, LocalBackend) and is_main_process():
             (Path(self.out_dir) / STOPPED).unlink(missing_ok=True)  # what replaces it has been saved
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import is_distributed
+from mmengine.dist import all_reduce, is_distributed
 
 EXIT_STATUS = 128 + signal.SIGTERM  # as a shell reports a process that the signal ended
 
@@ -53,21 +53,16 @@ class Termination:
 
     def agreed(self) -> bool:
         """Whether any process has received the signal; all processes ask at the same steps and get the same answer."""
-        if not is_distributed():
-            return self.received
-        on_gpu = self._group is None and dist.get_backend() != "gloo"
-        flag = torch.tensor([int(self.received)], device="cuda" if on_gpu else "cpu")
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(flag.item())
+        return bool(self._reduced(self.received, "max"))
 
     def fewest(self, number: int) -> int:
         """The smallest of the numbers that the processes give; all of them call it."""
-        if not is_distributed():
-            return number
-        on_gpu = self._group is None and dist.get_backend() != "gloo"
-        smallest = torch.tensor([number], device="cuda" if on_gpu else "cpu")
-        dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self._group)
-        return int(smallest.item())
+        return self._reduced(number, "min")
+
+    def _reduced(self, number: int, operation: str) -> int:
+        values = torch.tensor([int(number)])
+        all_reduce(values, operation, self._group)
+        return int(values.item())
 
 
 class UndisturbedWorker:

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import load_state_dict
 from places import MMDETECTION, REPOSITORY
+from shapes_dataset import shapes_dataset
 
 from sa_mmdet import compat
 from sa_mmdet.engine.check_dataset import check_dataset
@@ -38,16 +39,7 @@ def message(action: Callable[..., Any], *arguments: Any, **options: Any) -> str:
 
 
 def dataset(shapes: Path, **options: Any) -> Any:
-    ours = dict(
-        type="CocoDataset",
-        data_root=str(shapes),
-        ann_file="annotations/instances_train.json",
-        data_prefix=dict(img="images/"),
-        metainfo=dict(classes=("circle", "triangle", "square")),
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=[],
-    )
-    return DATASETS.build(ours | options)
+    return shapes_dataset(shapes, "train", **dict(filter_cfg=dict(filter_empty_gt=True)) | options)
 
 
 def backbone(**options: Any) -> Any:
