@@ -138,8 +138,8 @@ def toolkit(facts: dict[str, Any], cache: Path, pip: Callable[..., None]) -> Too
         return from_packages(facts, cache / f"cuda-{facts['cuda']}-{facts['machine']}", pip)
     seen = f" (seen: {', '.join(others)})" if others else ""
     fail(
-        f"PyTorch is built for CUDA {facts['cuda']}, and there is no complete toolkit (nvcc and headers) of that version{seen}. NVIDIA's "
-        "pip packages contain one only from CUDA 13 on. Choose one of:\n"
+        f"PyTorch is built for CUDA {facts['cuda']}, and there is no complete toolkit (nvcc and headers) of that "
+        f"version{seen}. NVIDIA's pip packages contain one only from CUDA 13 on. Choose one of:\n"
         f"  -> install CUDA toolkit {facts['cuda']} and set CUDA_HOME\n"
         "  -> a PyTorch for CUDA 13: make install TORCH=torch==2.13.0\n"
         "  -> torchvision's operators instead of mmcv's: make install OPERATORS=torchvision\n"
