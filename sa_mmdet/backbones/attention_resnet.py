@@ -12,7 +12,7 @@ from sa_mmdet.attention import Attention, ShuffleAttention, label_of
 from .basic_block import PluginBasicBlock
 from .bottleneck import FusedBottleneck
 from .checks import check_duplicates, check_groups, one_per_stage
-from .plain_weights import adapt
+from .plain_weights import adapt, attention_shapes
 
 
 @MODELS.register_module()
@@ -72,6 +72,7 @@ class AttentionResNet(ResNet):
         super().__init__(depth, plugins=plugins or None, **kwargs)
         if stage_attention is not None:
             self._add_after_stages(stage_attention)
+        self._attention_shapes = attention_shapes(self)
 
         # ResNet gives its own blocks this start, and does not know subclasses of them.
         starts_from_scratch = kwargs.get("init_cfg") is None and kwargs.get("pretrained") is None
@@ -93,7 +94,7 @@ class AttentionResNet(ResNet):
                 layer.train(mode)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        adapt(self, state_dict, prefix)
+        adapt(self, self._attention_shapes, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _add_after_stages(self, cfg: dict) -> None:

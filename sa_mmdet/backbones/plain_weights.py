@@ -10,43 +10,54 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 
 from sa_mmdet.attention import Attention, LayerShapes
 from sa_mmdet.checkpoints.resnet_names import attention_by_abbreviation
 from sa_mmdet.messages import listed, one_line
 
-from .exact_start import PluginPosition, attention_positions, undo_attention, weights_before
+from .exact_start import PluginPosition, attention_positions, named_layers, undo_attention, weights_before
 
 _WAY_OUT = "give the network the attention that the checkpoint was made with, or load weights of a plain ResNet"
 
 
-def adapt(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
+# The shapes of the weights of attention, by their names in the network.
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def attention_shapes(module: nn.Module) -> Shapes:
+    """The shapes of the weights of a network's attention; asked before the network is sharded."""
+    return {
+        f"{name}.{key}": tuple(tensor.shape)
+        for name, layer in named_layers(module)
+        if isinstance(layer, Attention)
+        for key, tensor in layer.state_dict().items()
+        if not key.endswith("num_batches_tracked")  # which files from before PyTorch 0.4.1 do not have
+    }
+
+
+def adapt(module: nn.Module, shapes: Shapes, state: dict[str, Any], prefix: str) -> None:
     """Start a network exactly if the weights are those of a plain ResNet; leave weights with its attention as they are.
 
     Args:
         module: The network with attention.
+        shapes: What :func:`attention_shapes` says of it.
         state: The weights, of which the network's are changed where they are those of a plain ResNet.
         prefix: What stands before the network's names.
 
     Raises:
         ValueError: The weights hold a part of the network's attention, attention of another kind or with other
-            options, or a part of a convolution and its norm that the exact start changes.
+            options, or a part of a convolution and its norm that the exact start changes; or the network is sharded.
     """
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Attention)}
-    own = {f"{name}.{key}": tensor for name, layer in layers.items() for key, tensor in _tensors(layer).items()}
-    held = [key for key in own if f"{prefix}{key}" in state]
+    held = [key for key in shapes if f"{prefix}{key}" in state]
+    layers = {name: layer for name, layer in named_layers(module) if isinstance(layer, Attention)}
     if held:
-        _refuse_mixture(module, list(own), held, prefix)
-        _refuse_other_options(layers, state, prefix)
-    elif own:
+        _refuse_mixture(module, list(shapes), held, prefix)
+        _refuse_other_options(layers, shapes, state, prefix)
+    elif shapes:
         _refuse_foreign_attention(module, state, prefix)
-        _start_exactly(module, state, prefix, [name for name in layers if re.fullmatch(r"layer\d\.[^\d.]+", name)])
-
-
-def _tensors(layer: nn.Module) -> dict[str, Tensor]:
-    # Files from before PyTorch 0.4.1 have no counters.
-    return {key: value for key, value in layer.state_dict().items() if not key.endswith("num_batches_tracked")}
+        after_stages = [name for name in layers if re.fullmatch(r"layer\d\.[^\d.]+", name)]
+        _start_exactly(module, state, prefix, after_stages)
 
 
 def _refuse_mixture(module: nn.Module, own: list[str], held: list[str], prefix: str) -> None:
@@ -58,10 +69,12 @@ def _refuse_mixture(module: nn.Module, own: list[str], held: list[str], prefix: 
         )
 
 
-def _refuse_other_options(layers: Mapping[str, Attention], state: Mapping[str, Any], prefix: str) -> None:
+def _refuse_other_options(
+    layers: Mapping[str, Attention], shapes: Shapes, state: Mapping[str, Any], prefix: str
+) -> None:
     for name, layer in layers.items():
         begin = f"{prefix}{name}."
-        expected = {key: tuple(tensor.shape) for key, tensor in _tensors(layer).items()}
+        expected = {key.removeprefix(f"{name}."): shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
         found = {key: tuple(state[f"{begin}{key}"].shape) for key in expected}
         differing = [key for key in expected if found[key] != expected[key]]
         if differing:
@@ -123,6 +136,11 @@ def _is_complete(position: PluginPosition, state: Mapping[str, Any], prefix: str
             f"weights without attention hold a part of {prefix}{position.prefix}{position.conv_name} and its norm, and "
             f"lack {listed(missing)}: the exact start needs all of them"
         )
-    # Of another network: PyTorch or MMEngine names what does not fit.
     own = getattr(position.block, position.conv_name).weight
+    if not missing and own.dim() != 4:
+        raise ValueError(
+            f"{prefix}{position.prefix}{position.conv_name} is sharded, and weights of a plain ResNet cannot start "
+            "attention after that: load them before, by the backbone's init_cfg=dict(type='Pretrained', ...)"
+        )
+    # Of another network: PyTorch or MMEngine names what does not fit.
     return not missing and state[f"{prefix}{names[0]}"].shape == own.shape
