@@ -5,12 +5,13 @@ import copy
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from made_up_coco import detections, made_up
 from places import Tool
 from pycocotools.coco import COCO
@@ -50,31 +51,56 @@ def test_metrics_are_those_of_pycocotools_also_if_each_image_is_drawn_once(task:
     expected = by_pycocotools(truth, found, task)
     np.testing.assert_allclose([evaluation.points[name] for name in METRICS], expected, atol=0)
     once = resampled(evaluation, np.ones((1, 30), np.float32))
-    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
+    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, rtol=0, atol=1e-12)
 
 
-def test_a_resample_equals_a_data_set_with_repeated_images() -> None:
+def as_made(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return found
+
+
+def each_twice(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(entry) for entry in found for _ in range(2)]
+
+
+def in_bfloat16(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    scores = torch.tensor([entry["score"] for entry in found]).bfloat16().tolist()
+    return [dict(entry, score=score) for entry, score in zip(found, scores, strict=True)]
+
+
+def all_equal(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(entry, score=0.5) for entry in found]
+
+
+def repeated(
+    truth: dict[str, Any], found: list[dict[str, Any]], times: Sequence[int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The data set in which each image stands as often as it was drawn, in the images' order, under new ids."""
+    many: dict[str, Any] = dict(images=[], categories=truth["categories"], annotations=[])
+    results = []
+    for image, count in zip(truth["images"], times, strict=True):
+        objects = [entry for entry in truth["annotations"] if entry["image_id"] == image["id"]]
+        detected = [entry for entry in found if entry["image_id"] == image["id"]]
+        for _ in range(count):
+            number = len(many["images"]) + 1
+            many["images"].append({**image, "id": number})
+            first = len(many["annotations"]) + 1
+            many["annotations"] += [{**entry, "image_id": number, "id": first + i} for i, entry in enumerate(objects)]
+            results += [{**entry, "image_id": number} for entry in detected]
+    return many, results
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("change", [as_made, each_twice, in_bfloat16, all_equal])
+def test_a_resample_equals_a_data_set_with_repeated_images(change: Callable[[list], list], task: str) -> None:
     truth = made_up()
-    found = detections(truth, 0.1)
-    for entry in found:  # pycocotools orders equal scores by the images' ids
-        entry["score"] += 1e-6 * entry["image_id"]
-    evaluation = evaluate(coco_of(truth), found, "bbox")
-    weights = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), 5)
+    found = change(detections(truth, 0.1))
+    evaluation = evaluate(coco_of(truth), found, task)
+    weights = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), 4)
+    weights = np.concatenate([weights, np.eye(30, dtype=int)[5:6] * 30])  # one image only, thirty times
     values = resampled(evaluation, weights.astype(np.float32))
-    for r, row in enumerate(weights):
-        repeated: dict[str, Any] = dict(images=[], categories=truth["categories"], annotations=[])
-        results = []
-        for image, times in zip(truth["images"], row, strict=True):
-            for _ in range(times):
-                number = len(repeated["images"]) + 1
-                repeated["images"].append({**image, "id": number})
-                own = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
-                repeated["annotations"] += [
-                    {**a, "image_id": number, "id": len(repeated["annotations"]) + i + 1} for i, a in enumerate(own)
-                ]
-                results += [{**e, "image_id": number} for e in found if e["image_id"] == image["id"]]
-        expected = by_pycocotools(repeated, results, "bbox")
-        np.testing.assert_allclose([values[name][r] for name in METRICS], expected, atol=1e-6)
+    for r, times in enumerate(weights):
+        expected = by_pycocotools(*repeated(truth, found, times), task)
+        np.testing.assert_allclose([values[name][r] for name in METRICS], expected, rtol=0, atol=1e-12)
 
 
 def test_on_real_images(coco128: Path) -> None:
@@ -83,7 +109,7 @@ def test_on_real_images(coco128: Path) -> None:
     evaluation = evaluate(coco_of(truth), found, "bbox")
     expected = by_pycocotools(truth, found, "bbox")
     once = resampled(evaluation, np.ones((1, len(truth["images"])), np.float32))
-    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
+    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, rtol=0, atol=1e-12)
 
 
 def test_intervals_contain_a_true_difference_and_are_zero_for_equal_results() -> None:
