@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 from made_up_coco import detections, made_up
+from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
 
 TOOL = "analysis_tools/run_comparison.py"
 COMPARED = [CONFIGS / "demo" / f"faster-rcnn_{variant}r18_fpn_bccd.py" for variant in ("", "sa-")]
+
+
+def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects themselves as detections, without those of crowds."""
+    keys = ("image_id", "category_id", "bbox")
+    return [{key: one[key] for key in keys} | dict(score=0.9) for one in truth["annotations"] if not one["iscrowd"]]
 
 
 class Runs:
@@ -20,6 +27,8 @@ class Runs:
         self.truth = truth
         self.calls: list[tuple[str, str, str]] = []
         self.fails_at: tuple[str, str, str] | None = None
+        self.evaluator = "test_evaluator"
+        self.noisy = True
 
     def __call__(self, command: list[str], check: bool) -> Any:
         tool, config = Path(command[1]).stem, Path(command[2]).stem
@@ -34,9 +43,13 @@ class Runs:
             assert f"randomness.seed={run.name.removeprefix('seed')}" in command
             (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
         else:
-            [prefix] = [o.partition("=")[2] for o in command if o.startswith("test_evaluator.outfile_prefix=")]
+            [prefix] = [o.partition("=")[2] for o in command if o.startswith(f"{self.evaluator}.outfile_prefix=")]
+            (folder / "1" / "vis_data").mkdir(parents=True)
+            tested = [o.partition("=")[2] for o in command if o.startswith("test_evaluator.ann_file=")]
+            recorded = dict(test_evaluator=dict(type="CocoMetric", ann_file=tested[0])) if tested else {}
+            Config(recorded).dump(folder / "1" / "vis_data" / "config.py")
             noise = 0.03 if "sa-" in config else 0.1
-            found = detections(self.truth, noise, seed=int(run.name[-1]))
+            found = detections(self.truth, noise, seed=int(run.name[-1])) if self.noisy else perfect(self.truth)
             boxes = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in found]
             Path(f"{prefix}.bbox.json").write_text(json.dumps(boxes))
         return subprocess.CompletedProcess(command, 0)
@@ -87,6 +100,70 @@ def test_it_continues_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, 
     assert runs.calls == []
 
 
+def test_the_annotations_are_those_of_the_effective_config(runs: Runs, tool: Tool, tmp_path: Path) -> None:
+    runs.noisy, runs.truth = False, made_up(60, seed=7)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(runs.truth))
+    work = tmp_path / "work"
+    arguments = (TOOL, *COMPARED, "--seeds", 0, "--work-dir", work, "--resamples", 5)
+    options = ("--cfg-options", f"test_evaluator.ann_file={other}")
+    status, printed, errors = tool(*arguments, *options)
+    assert status == 0, errors
+    assert printed.count("AP 100.0") == 2
+    status, _, errors = tool(*arguments)
+    assert status == 1
+    assert f"was finished and tested on {other}, but is to be tested on {tmp_path}" in errors
+    assert "name another --work-dir" in errors
+    assert tool(*arguments, *options)[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["list", "with metrics"])
+def test_a_test_may_have_several_evaluators(runs: Runs, tool: Tool, tmp_path: Path, kind: str) -> None:
+    text = "[dict(type='DumpDetResults', out_file_path='a.pkl'), _base_.val_evaluator]"
+    runs.evaluator = "test_evaluator.1"
+    if kind == "with metrics":
+        text, runs.evaluator = f"dict(_delete_=True, type='Evaluator', metrics={text})", "test_evaluator.metrics.1"
+    configs = [tmp_path / path.name for path in COMPARED]
+    for path, config in zip(COMPARED, configs, strict=True):
+        config.write_text(f"_base_ = [{str(path)!r}]\ntest_evaluator = {text}\n")
+    status, printed, errors = tool(TOOL, *configs, "--seeds", 0, "--work-dir", tmp_path / "work", "--resamples", 5)
+    assert status == 0, errors
+    assert "better" in printed
+    other = ("--cfg-options", f"{runs.evaluator}.ann_file=none.json")
+    status, _, errors = tool(TOOL, *configs, "--seeds", 1, "--work-dir", tmp_path / "work", *other)
+    assert status == 1
+    assert "none.json" in errors
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "options", "message"),
+    [
+        (
+            "dict(_delete_=True, type='DumpDetResults', out_file_path='a.pkl')",
+            [],
+            "names annotations: give a CocoMetric",
+        ),
+        (
+            "[dict(type='CocoMetric', ann_file=f'{n}.json') for n in (1, 2)]",
+            [],
+            r"several files of annotations (1.json, 2",
+        ),
+        ("_base_.val_evaluator", ["test_evaluator.ann_file"], "test_evaluator.ann_file: give pairs KEY=VALUE"),
+        ("[_base_.val_evaluator]", ["test_evaluator.3.ann_file=a.json"], "--cfg-options do not fit it"),
+    ],
+)
+def test_tests_without_clear_annotations_are_refused(
+    runs: Runs, tool: Tool, tmp_path: Path, evaluator: str, options: list[str], message: str
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(f"_base_ = [{str(COMPARED[0])!r}]\ntest_evaluator = {evaluator}\n")
+    changes = ["--cfg-options", *options] if options else []
+    status, _, errors = tool(TOOL, config, "--work-dir", tmp_path / "work", *changes)
+    assert status == 1
+    assert message in errors
+    assert runs.calls == []
+
+
 def test_configs_that_cannot_be_compared_are_refused(runs: Runs, tool: Tool, tmp_path: Path) -> None:
     status, _, errors = tool(TOOL, COMPARED[0], DEMO, "--work-dir", tmp_path / "work")
     assert status == 1
@@ -101,7 +178,10 @@ def test_configs_that_cannot_be_compared_are_refused(runs: Runs, tool: Tool, tmp
 def test_real_runs(shapes: Path, tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHAPES_ROOT", str(shapes))
     config = tmp_path / "plain.py"
-    config.write_text(f"_base_ = [{str(DEMO)!r}]\nmodel = dict(backbone=dict(implementation='reference'))\n")
+    config.write_text(
+        f"_base_ = [{str(DEMO)!r}]\nmodel = dict(backbone=dict(implementation='reference'))\n"
+        "test_evaluator = [dict(_base_.val_evaluator, metric=task) for task in ('bbox', 'segm')]\n"
+    )
     options = ["--cfg-options", "train_cfg.max_epochs=1", "--resamples", 20]
     status, _, errors = tool(TOOL, DEMO, config, "--seeds", 3, "--work-dir", tmp_path / "work", *options)
     assert status == 0, errors
