@@ -1,12 +1,13 @@
 """Which of a config's evaluators writes detections in COCO's format, and on which annotations it tests."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from sa_mmdet.engine.evaluators import evaluators, is_coco_metric
 from sa_mmdet.messages import listed, one_line
 
 Found = tuple[str, Mapping[str, Any]]  # where an evaluator is, such as 'test_evaluator.metrics.0', and its config
@@ -46,10 +47,10 @@ def coco_evaluator(cfg: Config) -> Found | None:
     """
     found = [
         (key, evaluator)
-        for key, evaluator in _evaluators(cfg.get("test_evaluator"), "test_evaluator")
+        for key, evaluator in evaluators(cfg.get("test_evaluator"), "test_evaluator")
         if isinstance(evaluator.get("ann_file"), str)
     ]
-    return next((one for one in found if _is_coco_metric(one[1])), found[0] if found else None)
+    return next((one for one in found if is_coco_metric(one[1])), found[0] if found else None)
 
 
 def annotations_of(path: str | Path, cfg: Config) -> tuple[str, str]:
@@ -70,25 +71,8 @@ def annotations_of(path: str | Path, cfg: Config) -> tuple[str, str]:
         raise ValueError(
             f"{path}: no evaluator in test_evaluator names annotations: give a CocoMetric with ann_file=FILE"
         )
-    others = _evaluators(cfg.get("test_evaluator"), "test_evaluator")
-    files = {str(other.get("ann_file")) for _, other in others if _is_coco_metric(other)} or {found[1]["ann_file"]}
+    others = evaluators(cfg.get("test_evaluator"), "test_evaluator")
+    files = {str(other.get("ann_file")) for _, other in others if is_coco_metric(other)} or {found[1]["ann_file"]}
     if len(files) > 1:
         raise ValueError(f"{path}: tests on several files of annotations ({listed(sorted(files))}): use one")
     return found[0], files.pop()
-
-
-def _evaluators(evaluator: Any, key: str) -> Iterator[Found]:
-    """All single evaluators, with their keys."""
-    if isinstance(evaluator, list | tuple):
-        for number, one in enumerate(evaluator):
-            yield from _evaluators(one, f"{key}.{number}")
-    elif isinstance(evaluator, Mapping):
-        if "metrics" in evaluator:  # of MMEngine's class Evaluator
-            yield from _evaluators(evaluator["metrics"], f"{key}.metrics")
-        else:
-            yield key, evaluator
-
-
-def _is_coco_metric(evaluator: Mapping[str, Any]) -> bool:
-    kind = evaluator.get("type")
-    return str(getattr(kind, "__name__", kind)).rpartition(".")[2] == "CocoMetric"
