@@ -125,6 +125,35 @@ def test_intervals_contain_a_true_difference_and_are_zero_for_equal_results() ->
     assert np.array_equal(again[1]["AP"], samples[1]["AP"])
 
 
+def test_intervals_correct_for_resamples_that_lie_above_the_metric() -> None:
+    truth = made_up(20)
+    evaluation = evaluate(coco_of(truth), detections(truth, 0.1), "bbox")
+    [samples] = bootstrap([evaluation], 400, seed=0)
+    nothing, none = dict.fromkeys(METRICS, 0.0), {name: np.zeros(400) for name in METRICS}
+    for name in ("AP", "AP50", "AP75"):
+        point = evaluation.points[name]
+        low, high = np.percentile(samples[name], [2.5, 97.5])
+        assert (low + high) / 2 > point + 0.005
+        row = difference(evaluation.points, samples, nothing, none)[name]
+        assert row["difference"] == point
+        assert (row["low"] + row["high"]) / 2 == pytest.approx(2 * point - (low + high) / 2)
+        assert row["high"] - row["low"] == pytest.approx(high - low)
+
+
+def test_an_interval_contains_its_difference_where_each_box_stands_twice(tool: Tool, tmp_path: Path) -> None:
+    truth = made_up(20)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    paths = [tmp_path / "none.json", tmp_path / "sa.json"]
+    for path, noise in zip(paths, (0.1, 0.03), strict=True):
+        found = each_twice(detections(truth, noise))
+        path.write_text(json.dumps([{k: v for k, v in entry.items() if k != "segmentation"} for entry in found]))
+    out = tmp_path / "out.json"
+    arguments = [tmp_path / "truth.json", *paths, "--resamples", 200, "--json", out]
+    assert tool("analysis_tools/compare_results.py", *arguments)[0] == 0
+    for row in json.loads(out.read_text())["tasks"]["bbox"]["differences"][0].values():
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, list[Path]]:
     truth = made_up()
