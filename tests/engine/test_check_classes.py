@@ -14,10 +14,13 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
+from shapes_dataset import shapes_dataset
+from torch.utils.data import DataLoader
 from toy_training import Toy
 
 from sa_mmdet.coco_format import category_names
 from sa_mmdet.engine import check_classes
+from sa_mmdet.engine.check_dataset import check_dataset
 
 NAMES = ("circle", "triangle", "square")
 SEEN = "they have circle, triangle, square"
@@ -251,6 +254,22 @@ def test_data_sets_of_other_classes_are_left_alone(root: Path, unloaded: None, d
     with pytest.raises(LoadedError):
         begin(cfg)
     assert BuiltOnce.built == (dataset["type"] == "BuiltOnce")
+
+
+def test_data_sets_that_are_built_already(root: Path) -> None:
+    dataset = shapes_dataset(root, metainfo=dict(classes=("circle", "ring")), test_mode=True)
+    arguments = dict(config(root, NAMES), test_dataloader=DataLoader(dataset))
+    with pytest.raises(ValueError, match=f"class 'ring' is not in the annotations; {SEEN}"):
+        begin(arguments, "test")
+
+
+def test_the_hook_looks_at_classes_with_constructors_of_their_own(root: Path) -> None:
+    options: dict[str, Any] = dict(data_root=str(root), data_prefix=dict(img="images/"), test_mode=True)
+    dataset = BuiltOnce("annotations/instances", **options)
+    check_dataset(dataset)
+    dataset._metainfo["classes"] = ("circle", "ring")
+    with pytest.raises(ValueError, match=f"class 'ring' is not in the annotations; {SEEN}"):
+        check_dataset(dataset)
 
 
 @pytest.mark.parametrize(
