@@ -45,13 +45,14 @@ def attach(runners: Iterable[type]) -> None:
 def _checking(original: Callable[[Any], Any], phases: Sequence[str]) -> Callable[[Any], Any]:
     @functools.wraps(original)
     def run(self: Any) -> Any:
-        check_classes([annotations for phase in phases for annotations in _of_phase(self, phase)])
+        found = [annotations for phase in phases for annotations in _of_phase(self, phase)]
+        check_classes(found, trained="train" in phases)
         return original(self)
 
     return run
 
 
-def check_classes(found: Iterable[Annotations]) -> None:
+def check_classes(found: Iterable[Annotations], trained: bool = False) -> None:
     """Check that every class that the user names is in the annotations, and has the same label in all of them.
 
     MMDetection drops the objects of classes that it does not find, and numbers the others in the order of the
@@ -59,6 +60,7 @@ def check_classes(found: Iterable[Annotations]) -> None:
 
     Args:
         found: The files of a run.
+        trained: Whether to refuse files without any categories, which a test may have.
 
     Raises:
         FileNotFoundError: A file of annotations is missing.
@@ -76,19 +78,20 @@ def check_classes(found: Iterable[Annotations]) -> None:
                     f"in {os.getcwd()}"
                 )
         names = {path: category_names(path) for path in files}
-        _check_missing(classes, names, any(files.values()))
+        if trained or any(names.values()):
+            _check_missing(classes, names, any(files.values()))
         _check_labels(classes, names)
 
 
 def _check_missing(classes: tuple[Any, ...], names: dict[str, list[Any]], named: bool) -> None:
     present = list(dict.fromkeys(name for own in names.values() for name in own))
     missing = [one for one in classes if one not in present]
-    if not missing or not present:
+    if not missing:
         return
     what = f"class {missing[0]!r} is" if len(missing) == 1 else f"classes {listed(map(repr, missing), _SHOWN)} are"
     message = (
-        f"{listed(names)}: {what} not in the annotations; they have {listed(present, _SHOWN)}: set the data sets' "
-        "metainfo=dict(classes=(...)) to names that the annotations use"
+        f"{listed(names)}: {what} not in the annotations; they have {listed(present, _SHOWN) or 'none'}: set the data "
+        "sets' metainfo=dict(classes=(...)) to names that the annotations use"
     )
     if named or len(missing) == len(classes):
         raise ValueError(message)

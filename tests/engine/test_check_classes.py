@@ -187,6 +187,15 @@ def test_right_names_and_files_without_objects(root: Path, unloaded: None, warni
     assert warnings == []
 
 
+def test_files_without_categories(root: Path, unloaded: None) -> None:
+    for split in ("train", "val"):
+        rewrite(root / "annotations" / f"instances_{split}.json")
+    with pytest.raises(ValueError, match=r"classes 'circle', .* are not in the annotations; they have none"):
+        begin(config(root, NAMES))
+    with pytest.raises(LoadedError):
+        begin(config(root, NAMES), "test")  # detections on images without labels
+
+
 def test_a_class_may_be_in_one_file_alone(root: Path, unloaded: None) -> None:
     cfg = config(root, NAMES)
     rewrite(root / "annotations" / "instances_val.json", "circle", "triangle")
