@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,27 @@ from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
 
 TOOL = "analysis_tools/run_comparison.py"
-COMPARED = [CONFIGS / "demo" / f"faster-rcnn_{variant}r18_fpn_bccd.py" for variant in ("", "sa-")]
+BCCD = CONFIGS / "demo" / "faster-rcnn_r18_fpn_bccd.py"
 
 
 def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
     """The objects themselves as detections, without those of crowds."""
     keys = ("image_id", "category_id", "bbox")
     return [{key: one[key] for key in keys} | dict(score=0.9) for one in truth["annotations"] if not one["iscrowd"]]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[[str], list[Path]]:
+    """Makes two configs that consist of their evaluators; ``metric`` is one of them."""
+
+    def make(evaluators: str) -> list[Path]:
+        found = [tmp_path / "plain.py", tmp_path / "sa-plain.py"]
+        metric = f"metric = dict(type='CocoMetric', ann_file={str(tmp_path / 'annotations' / 'instances_val.json')!r})"
+        for path in found:
+            path.write_text(f"{metric}\ntest_evaluator = {evaluators}\n")
+        return found
+
+    return make
 
 
 class Runs:
@@ -66,10 +81,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return found
 
 
-def test_it_continues_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tmp_path: Path) -> None:
+def test_it_continues_where_it_was_stopped_and_compares(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path
+) -> None:
     work = tmp_path / "work"
-    arguments = (TOOL, *COMPARED, "--seeds", 0, 1, "--work-dir", work, "--resamples", 50)
-    plain, sa = (config.stem for config in COMPARED)
+    compared = small("metric")
+    arguments = (TOOL, *compared, "--seeds", 0, 1, "--work-dir", work, "--resamples", 50)
+    plain, sa = (config.stem for config in compared)
     runs.fails_at = ("test", sa, "seed0")
     status, _, errors = tool(*arguments)
     assert status == 1
@@ -100,12 +118,14 @@ def test_it_continues_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, 
     assert runs.calls == []
 
 
-def test_the_annotations_are_those_of_the_effective_config(runs: Runs, tool: Tool, tmp_path: Path) -> None:
+def test_the_annotations_are_those_of_the_effective_config(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path
+) -> None:
     runs.noisy, runs.truth = False, made_up(60, seed=7)
     other = tmp_path / "other.json"
     other.write_text(json.dumps(runs.truth))
     work = tmp_path / "work"
-    arguments = (TOOL, *COMPARED, "--seeds", 0, "--work-dir", work, "--resamples", 5)
+    arguments = (TOOL, *small("metric"), "--seeds", 0, "--work-dir", work, "--resamples", 5)
     options = ("--cfg-options", f"test_evaluator.ann_file={other}")
     status, printed, errors = tool(*arguments, *options)
     assert status == 0, errors
@@ -117,58 +137,56 @@ def test_the_annotations_are_those_of_the_effective_config(runs: Runs, tool: Too
     assert tool(*arguments, *options)[0] == 0
 
 
-@pytest.mark.parametrize("kind", ["list", "with metrics"])
-def test_a_test_may_have_several_evaluators(runs: Runs, tool: Tool, tmp_path: Path, kind: str) -> None:
-    text = "[dict(type='DumpDetResults', out_file_path='a.pkl'), _base_.val_evaluator]"
-    runs.evaluator = "test_evaluator.1"
-    if kind == "with metrics":
-        text, runs.evaluator = f"dict(_delete_=True, type='Evaluator', metrics={text})", "test_evaluator.metrics.1"
-    configs = [tmp_path / path.name for path in COMPARED]
-    for path, config in zip(COMPARED, configs, strict=True):
-        config.write_text(f"_base_ = [{str(path)!r}]\ntest_evaluator = {text}\n")
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[dict(type='DumpDetResults', out_file_path='a.pkl'), metric]", "test_evaluator.1"),
+        ("dict(type='Evaluator', metrics=[metric])", "test_evaluator.metrics.0"),
+    ],
+)
+def test_a_test_may_have_several_evaluators(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path, text: str, key: str
+) -> None:
+    runs.evaluator, configs = key, small(text)
     status, printed, errors = tool(TOOL, *configs, "--seeds", 0, "--work-dir", tmp_path / "work", "--resamples", 5)
     assert status == 0, errors
     assert "better" in printed
-    other = ("--cfg-options", f"{runs.evaluator}.ann_file=none.json")
+    other = ("--cfg-options", f"{key}.ann_file=none.json")
     status, _, errors = tool(TOOL, *configs, "--seeds", 1, "--work-dir", tmp_path / "work", *other)
     assert status == 1
     assert "none.json" in errors
 
 
 @pytest.mark.parametrize(
-    ("evaluator", "options", "message"),
+    ("evaluators", "options", "message"),
     [
-        (
-            "dict(_delete_=True, type='DumpDetResults', out_file_path='a.pkl')",
-            [],
-            "names annotations: give a CocoMetric",
-        ),
-        (
-            "[dict(type='CocoMetric', ann_file=f'{n}.json') for n in (1, 2)]",
-            [],
-            r"several files of annotations (1.json, 2",
-        ),
-        ("_base_.val_evaluator", ["test_evaluator.ann_file"], "test_evaluator.ann_file: give pairs KEY=VALUE"),
-        ("[_base_.val_evaluator]", ["test_evaluator.3.ann_file=a.json"], "--cfg-options do not fit it"),
+        ("dict(type='DumpDetResults', out_file_path='a.pkl')", [], "names annotations: give a CocoMetric"),
+        ("[metric, dict(metric, ann_file='b.json')]", [], "tests on several files of annotations ("),
+        ("metric", ["test_evaluator.ann_file"], "test_evaluator.ann_file: give pairs KEY=VALUE"),
+        ("[metric]", ["test_evaluator.3.ann_file=a.json"], "--cfg-options do not fit it"),
     ],
 )
 def test_tests_without_clear_annotations_are_refused(
-    runs: Runs, tool: Tool, tmp_path: Path, evaluator: str, options: list[str], message: str
+    runs: Runs,
+    small: Callable[[str], list[Path]],
+    tool: Tool,
+    tmp_path: Path,
+    evaluators: str,
+    options: list[str],
+    message: str,
 ) -> None:
-    config = tmp_path / "config.py"
-    config.write_text(f"_base_ = [{str(COMPARED[0])!r}]\ntest_evaluator = {evaluator}\n")
     changes = ["--cfg-options", *options] if options else []
-    status, _, errors = tool(TOOL, config, "--work-dir", tmp_path / "work", *changes)
+    status, _, errors = tool(TOOL, *small(evaluators), "--work-dir", tmp_path / "work", *changes)
     assert status == 1
     assert message in errors
     assert runs.calls == []
 
 
 def test_configs_that_cannot_be_compared_are_refused(runs: Runs, tool: Tool, tmp_path: Path) -> None:
-    status, _, errors = tool(TOOL, COMPARED[0], DEMO, "--work-dir", tmp_path / "work")
+    status, _, errors = tool(TOOL, BCCD, DEMO, "--work-dir", tmp_path / "work")
     assert status == 1
     assert "the configs are tested on different annotations" in errors
-    status, _, errors = tool(TOOL, COMPARED[0], COMPARED[0], "--work-dir", tmp_path / "work")
+    status, _, errors = tool(TOOL, BCCD, BCCD, "--work-dir", tmp_path / "work")
     assert status == 2
     assert "duplicate config or seed" in errors
     assert runs.calls == []
