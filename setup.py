@@ -1,4 +1,6 @@
+import sys
 from pathlib import Path
+from typing import Any
 
 from setuptools import find_packages, setup
 
@@ -6,7 +8,44 @@ ROOT = Path(__file__).parent
 VERSION: dict[str, str] = {}
 exec((ROOT / "sa_mmdet" / "version.py").read_text(), VERSION)
 
+NATIVE = Path("sa_mmdet", "ops", "native")
+# Vectors as wide as the processor's come from the sources; NaN and infinities are computed with.
+FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas"]
+
+
+def native() -> dict[str, Any]:
+    """The library of operators for CPUs, where PyTorch is there to build it with; the package works without it."""
+    try:
+        from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
+    except Exception:  # an isolated build has no PyTorch; a broken one can raise anything
+        return {}
+    names: dict[str, Any] = {}
+    exec((ROOT / NATIVE / "__init__.py").read_text(), names)
+
+    class Build(BuildExtension):
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except (Exception, SystemExit) as error:
+                print(f"sa_mmdet: no C++ operator ({error}): PyTorch's own operators do its work", file=sys.stderr)
+                self.extensions = []
+
+    from setuptools import Extension
+
+    extension = Extension(
+        ".".join([*NATIVE.parts, names["library_name"]()]),
+        [str(NATIVE / name) for name in names["SOURCES"]],
+        include_dirs=include_paths(),
+        library_dirs=library_paths(),
+        libraries=["c10", "torch_cpu"],
+        extra_compile_args=FLAGS,
+        language="c++",
+    )
+    return dict(ext_modules=[extension], cmdclass=dict(build_ext=Build.with_options(use_ninja=False)))
+
+
 setup(
+    **native(),
     name="sa_mmdet",
     version=VERSION["__version__"],
     description="Attention backbones for MMDetection: shuffle attention (SA-Net) and the modules it is compared with",
@@ -19,6 +58,7 @@ setup(
     package_data={
         "sa_mmdet": [
             "py.typed",
+            "ops/native/*.cpp",
             "evaluation/templates/*.html",
             ".mim/model-index.yml",
             ".mim/configs/**/*.py",

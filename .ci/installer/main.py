@@ -65,6 +65,7 @@ class Setup:
         chosen = self.settings
         digest = hashlib.sha256(f"{chosen.stack} {chosen.torch} {chosen.operators}".encode())
         files = [settings.CONSTRAINTS, settings.REQUIREMENTS, settings.REPOSITORY / "setup.py"]
+        files += sorted((settings.REPOSITORY / "sa_mmdet" / "ops" / "native").glob("*.cpp"))
         for path in (*files, *sorted(Path(__file__).parent.glob("*.py"))):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
@@ -107,7 +108,7 @@ class Setup:
                 self.commands.pip("install", settings.OLD_SETUPTOOLS, settings.WITH_OLD_TORCH["numpy"])
 
     def _install_this(self) -> None:
-        with self.commands.progress.step("sa_mmdet, editable", 10):
+        with self.commands.progress.step("sa_mmdet, editable, with its operators for CPUs", 30):
             self.commands.pip("install", "--no-build-isolation", "--no-deps", "-e", str(settings.REPOSITORY))
             # openmim looks for sa_mmdet/.mim beside the package's metadata, where an editable install has no package.
             link = self.environment.path("purelib") / "sa_mmdet"

@@ -1,8 +1,9 @@
 """Which code computes the fused operator on a tensor, and what happens where a GPU kernel fails.
 
-CPUs compute by :mod:`sa_mmdet.ops.cpu`, GPUs by Triton's kernels. Where one of these fails to compile or to launch, the
-formula in PyTorch's own operators does the work, inside the operator: a run goes on, and whoever has compiled or
-checkpointed a model sees the same operator as before.
+CPUs compute by :mod:`sa_mmdet.ops.compiled`, or by :mod:`sa_mmdet.ops.cpu` where that is not installed; GPUs by
+Triton's kernels. Where one of these fails to compile or to launch, the formula in PyTorch's own operators does the
+work, inside the operator: a run goes on, and whoever has compiled or checkpointed a model sees the same operator as
+before.
 """
 
 import importlib
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, reference
+from . import compiled, cpu, reference
 from .tensors import in_memory_format, memory_format
 
 # torch.library.custom_op came with PyTorch 2.4; before, only the formula is available.
@@ -60,7 +61,8 @@ def describe() -> dict[str, str]:
         reason = f"not fused: {unusable or f'PyTorch {torch.__version__} has no torch.library.custom_op'}"
         return dict(cpu=reason, cuda=reason)
     return dict(
-        cpu="fused, by PyTorch's operators", cuda="fused, by Triton" if triton else f"not fused: {without_triton}"
+        cpu=f"fused, by PyTorch's operators: {compiled.missing}" if compiled.missing else "fused, by compiled C++",
+        cuda="fused, by Triton" if triton else f"not fused: {without_triton}",
     )
 
 
@@ -114,7 +116,9 @@ def run(direction: str, x: Tensor, arguments: tuple, fallback: bool) -> tuple[Te
 def _backend(x: Tensor, fallback: bool) -> Any:
     if x.numel() and by_triton(x):
         return reference if fallback and x.device in failures else triton
-    return cpu if x.numel() and x.device.type == "cpu" else reference
+    if not x.numel() or x.device.type != "cpu":
+        return reference
+    return cpu if compiled.missing else compiled
 
 
 def _maps_in(layout: torch.memory_format, values: tuple) -> tuple:

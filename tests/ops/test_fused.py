@@ -1,5 +1,6 @@
 """The fused operator against the formula, alone and with the end of a residual block."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import needs
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sa_mmdet import ops
+from sa_mmdet.ops import compiled
 
 # Untyped, because the tests pass the six parameters as a list.
 shuffle_attention: Any = ops.shuffle_attention
@@ -20,6 +22,16 @@ shuffle_attention_residual: Any = ops.shuffle_attention_residual
 NAMES = ("cweight", "cbias", "sweight", "sbias", "gn.weight", "gn.bias")
 # N, C, G, H, W: one channel per branch, several blocks of groups, a single position, sizes without common divisors.
 SHAPES = [(2, 8, 4, 5, 7), (1, 64, 16, 1, 9), (2, 16, 2, 1, 1), (2, 256, 64, 7, 5), (1, 32, 8, 97, 131)]
+
+
+@pytest.fixture(scope="module", params=["C++", "PyTorch's operators"], autouse=True)
+def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "C++" and compiled.missing:
+        pytest.skip(compiled.missing)
+    with pytest.MonkeyPatch.context() as change:
+        if request.param != "C++":
+            change.setattr(compiled, "missing", "not in this test")
+        yield
 
 
 class Inputs:
