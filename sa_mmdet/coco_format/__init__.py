@@ -1,7 +1,16 @@
 """Files in COCO's formats: annotations and results, read and checked, and a small data set that is made here."""
 
 from .annotations import leads_inside, load_annotations, read_annotations
+from .categories import category_names
 from .results import load_results, tasks_of
 from .shapes import make_shapes
 
-__all__ = ["leads_inside", "load_annotations", "load_results", "make_shapes", "read_annotations", "tasks_of"]
+__all__ = [
+    "category_names",
+    "leads_inside",
+    "load_annotations",
+    "load_results",
+    "make_shapes",
+    "read_annotations",
+    "tasks_of",
+]

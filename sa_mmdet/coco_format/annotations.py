@@ -12,9 +12,9 @@ from pycocotools.coco import COCO
 from sa_mmdet.messages import short
 from sa_mmdet.untrusted import RefusedFileError, read_json
 
-from .values import LONGEST_SIDE, are_numbers, check_segmentation, is_integer, outline
+from .values import LONGEST_SIDE, are_numbers, check_segmentation, is_number, outline
 
-_HIGHEST_ID = 2**53  # pycocotools keeps ids as floating-point numbers
+_HIGHEST_ID = 2**53  # pycocotools keeps annotations' ids as floating-point numbers
 _MOST_CATEGORIES = 20_000  # for each of which pycocotools keeps 100 KB
 # Pixels of all polygons' outlines: for any file, and for each byte of it. COCO's have 2 for a byte.
 _OUTLINES, _OUTLINE_PER_BYTE = 5_000_000, 400
@@ -23,27 +23,49 @@ _OUTLINES, _OUTLINE_PER_BYTE = 5_000_000, 400
 def load_annotations(path: str | Path) -> COCO:
     """Read and check COCO annotations for an evaluation.
 
+    What pycocotools cannot compute with is made fit: sizes become integers, ``iscrowd`` 0 or 1, and annotations whose
+    ids are strings or negative are numbered from 1.
+
     Args:
         path: The file.
 
     Raises:
-        ValueError: As :func:`read_annotations` raises it; or the file has no images or categories, an annotation has
-            the id 0, or a mask is invalid.
+        ValueError: As :func:`read_annotations` raises it; or the file has no images, categories or list of
+            annotations, some ids of images or categories are strings and some are not, an annotation has the id 0, or
+            a mask is invalid.
     """
     content = read_annotations(path)
+    if "annotations" not in content:
+        raise ValueError(f"{path}: has no annotations to evaluate with: it only lists images")
     if not content["images"] or not content["categories"]:
         raise ValueError(f"{path}: has no images or no categories to evaluate")
     if len(content["categories"]) > _MOST_CATEGORIES:
         raise ValueError(
             f"{path}: has {len(content['categories'])} categories: at most {_MOST_CATEGORIES} are evaluated"
         )
+    for kind in ("images", "categories"):
+        if len({isinstance(entry["id"], str) for entry in content[kind]}) > 1:
+            raise ValueError(f"{path}: {kind}: some ids are strings and some are numbers: give all the same type")
+    for image in content["images"]:
+        image.update(height=int(image["height"]), width=int(image["width"]))
+    _prepare_objects(content, path)
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _prepare_objects(content: dict[str, Any], path: str | Path) -> None:
     left: float = _OUTLINES + _OUTLINE_PER_BYTE * os.path.getsize(path)
     images = {image["id"]: image for image in content["images"]}
-    for entry in content["annotations"]:
+    renumber = any(isinstance(entry["id"], str) or entry["id"] < 0 for entry in content["annotations"])
+    for number, entry in enumerate(content["annotations"], 1):
         where = f"{path}: annotation {entry['id']}"
         if entry["id"] == 0:
             raise ValueError(f"{where}: pycocotools uses this id for 'no match': number annotations from 1")
-        entry.setdefault("iscrowd", 0)  # pycocotools needs it, MMDetection does not
+        _check_box(entry, where)
+        entry["iscrowd"] = int(bool(entry.get("iscrowd")))
         if entry.get("segmentation") and entry["image_id"] in images:
             check_segmentation(entry["segmentation"], images[entry["image_id"]], where)
             left -= outline(entry["segmentation"])
@@ -52,25 +74,21 @@ def load_annotations(path: str | Path) -> COCO:
                     f"{where}: the outlines of all polygons up to here are longer than {_OUTLINE_PER_BYTE} pixels for "
                     "each byte of the file"
                 )
-    coco = COCO()
-    coco.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
+        if renumber:
+            entry["id"] = number
 
 
-def read_annotations(path: str | Path, folder: str | Path = "", root: str | Path = "") -> dict[str, Any]:
-    """Read COCO annotations and check what a training would fail on or misread.
+def read_annotations(path: str | Path) -> dict[str, Any]:
+    """Read COCO annotations and check what a training would fail on or misread; what MMDetection loads is no error.
 
-    Objects whose image or category the file does not list are not an error: all readers leave them out.
+    Objects whose image or category the file does not list are not an error: all readers leave them out. Nor is a file
+    without annotations, such as COCO's for its test images.
 
     Args:
         path: The file.
-        folder: The folder to which the images' names are relative.
-        root: The folder out of which no name may lead, such as the data set's; ``folder`` if empty.
 
     Returns:
-        The file's content, with lists 'images', 'annotations' and 'categories'.
+        The file's content, with the lists 'images' and 'categories', and 'annotations' if the file has them.
 
     Raises:
         ValueError: The file cannot be read or is not in COCO's format, an id is used twice, or a size, box or file
@@ -82,44 +100,49 @@ def read_annotations(path: str | Path, folder: str | Path = "", root: str | Path
         reason = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: is not a file of COCO annotations, it {reason}") from error
     kinds = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(kind), list) for kind in kinds):
-        raise ValueError(f"{path}: is not a file of COCO annotations: it needs the lists {', '.join(kinds)}")
+    if not isinstance(content, dict) or not all(isinstance(content.get(kind, []), list) for kind in kinds):
+        raise ValueError(f"{path}: is not a file of COCO annotations: {', '.join(kinds)} are not lists")
+    if "images" not in content or "categories" not in content:
+        raise ValueError(f"{path}: is not a file of COCO annotations: it needs the lists images and categories")
     for kind in kinds:
-        _check_ids(content[kind], f"{path}: {kind}", strings_too=kind == "images")
+        _check_ids(content.get(kind, []), f"{path}: {kind}")
     for category in content["categories"]:
-        if not isinstance(category.get("name"), str):
-            raise ValueError(f"{path}: category {category['id']} has no name")
+        if not isinstance(category.get("name"), str | int | float):
+            raise ValueError(f"{path}: category {short(category['id'])} has no name")
     for image in content["images"]:
-        _check_image(image, f"{path}: image {image['id']!r}", folder, root)
-    for entry in content["annotations"]:
-        _check_annotation(entry, f"{path}: annotation {entry['id']}")
+        _check_image(image, f"{path}: image {short(image['id'])}")
+    for entry in content.get("annotations", []):
+        where = f"{path}: annotation {short(entry['id'])}"
+        _check_references(entry, where)
+        if not entry.get("ignore"):  # which MMDetection leaves out before it looks at the box
+            _check_box(entry, where)
     return content
 
 
-def _check_ids(entries: list[Any], where: str, strings_too: bool) -> None:
-    """Refuse duplicate ids, and ids that are neither integers nor, where allowed, strings."""
+def _check_ids(entries: list[Any], where: str) -> None:
+    """Refuse duplicate ids, and ids that are neither integers nor strings."""
     seen = set()
     for number, entry in enumerate(entries):
         own: Any = entry.get("id") if isinstance(entry, dict) else None
-        if not (strings_too and isinstance(own, str)) and not (is_integer(own) and 0 <= own < _HIGHEST_ID):
-            raise ValueError(f"{where}: entry {number} has the id {short(own)}: give an integer from 0 to 2^53")
+        if not _is_id(own):
+            raise ValueError(f"{where}: entry {number} has the id {short(own)}: give an integer below 2^53, or a text")
         if own in seen:
             raise ValueError(f"{where}: the id {short(own)} is used twice")
         seen.add(own)
-    if len({type(own) for own in seen}) > 1:
-        raise ValueError(f"{where}: some ids are strings and some are integers: give all the same type")
 
 
-def _check_image(image: Mapping[str, Any], where: str, folder: str | Path, root: str | Path) -> None:
+def _is_id(value: Any) -> bool:
+    """Whether a value is a string or an integer, which may be written as 1.0."""
+    return isinstance(value, str) or (is_number(value) and abs(value) < _HIGHEST_ID and value == int(value))
+
+
+def _check_image(image: Mapping[str, Any], where: str) -> None:
     for side in ("height", "width"):
-        if not is_integer(image.get(side)) or not 1 <= image[side] <= LONGEST_SIDE:
+        if not is_number(image.get(side)) or not 1 <= image[side] <= LONGEST_SIDE:
             raise ValueError(f"{where} has {side}={short(image.get(side))}: give pixels from 1 to {LONGEST_SIDE}")
     name = image.get("file_name", "")
-    if not isinstance(name, str) or "\0" in name or not leads_inside(name, folder, root):
-        raise ValueError(
-            f"{where} has file_name={short(name)}, which is not a name inside the image folder or the data set's: name "
-            "a data_root that holds all images"
-        )
+    if not isinstance(name, str) or "\0" in name:
+        raise ValueError(f"{where} has file_name={short(name)}, which is not a file's name")
 
 
 def leads_inside(name: str, folder: str | Path, root: str | Path = "") -> bool:
@@ -136,16 +159,19 @@ def leads_inside(name: str, folder: str | Path, root: str | Path = "") -> bool:
     return os.path.commonpath([top, os.path.abspath(os.path.join(folder, name))]) == top
 
 
-def _check_annotation(entry: Mapping[str, Any], where: str) -> None:
+def _check_references(entry: Mapping[str, Any], where: str) -> None:
     image: Any = entry.get("image_id")
     category: Any = entry.get("category_id")
-    is_named = isinstance(image, str) or (is_integer(image) and abs(image) < _HIGHEST_ID)
-    if not is_named or not is_integer(category) or abs(category) >= _HIGHEST_ID:
+    if not _is_id(image) or not _is_id(category):
         raise ValueError(f"{where} has image_id={short(image)}, category_id={short(category)}: give the ids of both")
+    crowd: Any = entry.get("iscrowd")
+    if crowd is not None and not isinstance(crowd, bool | int | float):
+        raise ValueError(f"{where} has iscrowd={short(crowd)}: give 0 or 1")  # the text "0" would be a crowd
+
+
+def _check_box(entry: Mapping[str, Any], where: str) -> None:
     if not are_numbers(entry.get("bbox"), 4) or not are_numbers([entry.get("area")]):
         raise ValueError(
             f"{where} has an invalid box or area: {short(entry.get('bbox'))}, {short(entry.get('area'))}: give finite "
             "numbers"
         )
-    if not is_integer(entry.get("iscrowd", 0)) or entry.get("iscrowd", 0) not in (0, 1):
-        raise ValueError(f"{where} has iscrowd={short(entry['iscrowd'])}: give 0 or 1")

@@ -54,7 +54,7 @@ def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
 
 
 def _is_known(value: Any, known: set[Any]) -> bool:
-    return isinstance(value, int | str) and value in known
+    return isinstance(value, int | float | str) and value in known
 
 
 def tasks_of(entries: Sequence[Mapping[str, Any]]) -> set[str]:

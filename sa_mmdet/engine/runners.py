@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from sa_mmdet.compat import Repair, replace_in_openmmlab
 
-from . import latest_checkpoint, safe_checkpoint
+from . import check_classes, latest_checkpoint, safe_checkpoint
 from .exact_resume import ExactResume, checkpoint_hook
 from .frozen_layers import WarnOfFrozenLayers
 from .termination import Termination, UndisturbedWorker
@@ -122,6 +122,12 @@ REPAIRS = (
         "MMEngine resumes at an epoch with another order of the images, and SIGTERM ends it at once",
         "every MMEngine so far",
         stop_and_continue_exactly,
+    ),
+    Repair(
+        "class names are looked up in the annotations",
+        "MMDetection drops the objects of a class that it does not find, and numbers the others anew",
+        "every MMDetection so far",
+        lambda: check_classes.attach(_runners()),
     ),
     Repair(
         "frozen layers without weights are told",

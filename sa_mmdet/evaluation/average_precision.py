@@ -31,12 +31,14 @@ _AREAS = (0, 1, 2, 3)  # pycocotools' ranges of object areas: all, small, medium
 class Matches:
     """The matches of one category and one range of areas, as the bootstrap needs them.
 
-    The D detections are in descending order of their scores; there are T IoU thresholds.
+    The D detections are in descending order of their scores, those of equal scores in the order of the images' ids, as
+    pycocotools sorts them; there are T IoU thresholds.
     """
 
     images: NDArray[np.intp]  # D: the index of each detection's image
     true: NDArray[np.bool_]  # T x D: whether it matches an object that is not ignored
     counted: NDArray[np.bool_]  # T x D: whether it counts, as a match or as a false detection
+    tied: NDArray[np.bool_]  # D: whether the detection before it is of the same image and has the same score
     objects: NDArray[np.float64]  # for each image, the number of objects that are not ignored
 
 
@@ -155,10 +157,12 @@ def _matches(images: Sequence[dict[str, Any] | None]) -> Matches:
     kept = [(i, image) for i, image in enumerate(images) if image is not None and image["dtScores"]]
     if not kept:
         empty = np.zeros((10, 0), bool)
-        return Matches(np.zeros(0, np.intp), empty, empty, objects)
+        return Matches(np.zeros(0, np.intp), empty, empty, np.zeros(0, bool), objects)
     scores = np.concatenate([image["dtScores"][:_MAX_DETECTIONS] for _, image in kept])
     order = np.argsort(-scores, kind="mergesort")  # as pycocotools sorts
     matched = np.concatenate([image["dtMatches"][:, :_MAX_DETECTIONS] for _, image in kept], 1)[:, order] > 0
     ignored = np.concatenate([image["dtIgnore"][:, :_MAX_DETECTIONS] for _, image in kept], 1)[:, order] > 0
     of = np.concatenate([np.full(len(image["dtScores"][:_MAX_DETECTIONS]), i) for i, image in kept])[order]
-    return Matches(of, matched & ~ignored, ~ignored, objects)
+    scores = scores[order]
+    tied = np.concatenate([[False], (scores[1:] == scores[:-1]) & (of[1:] == of[:-1])])
+    return Matches(of, matched & ~ignored, ~ignored, tied, objects)

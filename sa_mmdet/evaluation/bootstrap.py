@@ -2,7 +2,9 @@
 
 pycocotools matches detections and objects once. A resample is then one weight per image: the detections of a category
 stay in the order of their scores, and those of an image that was drawn three times count three times. The result is
-exactly what pycocotools would compute for the resampled data set.
+exactly what pycocotools computes for the data set in which each image stands as often as it was drawn, next to itself,
+the images in the order of their ids: equal scores are in that order, so that all of an image's detections with one
+score come before those of its next copy.
 """
 
 import math
@@ -94,25 +96,55 @@ def _average_precision(
     precision = np.zeros((len(matches.true), len(weights)))
     if not matches.true.any():
         return precision, has_objects
-    drawn = weights[:, matches.images]  # R x D: how many times each detection counts
+    order, drawn = _in_copies(matches, weights)
     positives = np.cumsum(drawn, 1)
-    for t, (true, counted) in enumerate(zip(matches.true, matches.counted, strict=True)):
+    for t, (true, counted) in enumerate(zip(matches.true[:, order], matches.counted[:, order], strict=True)):
         [hits] = true.nonzero()
         if not len(hits):
             continue
-        # Precision is needed at the true detections only: between them it decreases.
-        true_positives = np.cumsum(drawn[:, hits], 1)
+        # Precision is needed at the true detections only: from one to the next it decreases, and recall stays.
+        true_positives = np.cumsum(drawn[:, hits], 1, dtype=np.float64)
         if counted.all():
             positives_at_hits = positives[:, hits]
         else:
             positions = np.cumsum(counted)[hits] - 1
             positives_at_hits = np.cumsum(drawn[:, counted], 1)[:, positions]
-        with np.errstate(invalid="ignore"):
-            at_hits = np.where(positives_at_hits > 0, true_positives / np.maximum(positives_at_hits, 1), 0)
+        # In float64 and with pycocotools' own constant, so that precision and recall are rounded as it rounds them.
+        at_hits = true_positives / (positives_at_hits + np.spacing(1))
         envelope = np.maximum.accumulate(at_hits[:, ::-1], 1)[:, ::-1]
-        padded = np.concatenate([envelope, np.zeros((len(envelope), 1), envelope.dtype)], 1)
+        padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], 1)
         for r in has_objects.nonzero()[0]:
-            # In float64, so that recalls are rounded as pycocotools rounds them.
-            positions = np.searchsorted(true_positives[r].astype(np.float64) / objects[r], recalls)
+            positions = np.searchsorted(true_positives[r] / objects[r], recalls)
             precision[t, r] = padded[r, positions].mean()
     return precision, has_objects
+
+
+def _in_copies(matches: Matches, weights: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Order the detections so that each can count with its weight, also where equal scores make order matter.
+
+    The detections of one image with one score, true and false, come once for each copy of the image; the copies that a
+    resample does not have count 0. All others come once.
+
+    Returns:
+        Indices of the C detections that come in the resamples, and how many times each counts, R x C.
+    """
+    starts = (~matches.tied).nonzero()[0]  # of the blocks of detections of one image and score
+    if len(starts) == len(matches.tied):
+        return np.arange(len(starts)), weights[:, matches.images]
+    lengths = np.diff(starts, append=len(matches.tied))
+    false = matches.counted & ~matches.true
+    both = np.logical_or.reduceat(matches.true, starts, 1) & np.logical_or.reduceat(false, starts, 1)
+    is_mixed = np.asarray(both.any(0))
+    images = matches.images[starts]
+    copies = np.where(is_mixed, weights.max(0).astype(np.intp)[images], 1)
+    block = np.repeat(np.arange(len(starts)), copies)
+    copy = _counted_from_zero(copies)
+    own = weights[:, images[block]]
+    own = np.where(is_mixed[block], own > copy, own).astype(np.float32)
+    order = np.repeat(starts[block], lengths[block]) + _counted_from_zero(lengths[block])
+    return order, np.repeat(own, lengths[block], 1)
+
+
+def _counted_from_zero(counts: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The numbers 0, 1, ... up to each count: 3 and 2 give 0, 1, 2, 0, 1."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,6 +1,7 @@
 """The images on which several models differ most, with ground truth and detections drawn into them."""
 
 import base64
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 
 from sa_mmdet.coco_format import leads_inside, load_annotations, load_results
+from sa_mmdet.messages import short
 
 from .runs import Run
 
@@ -20,7 +22,9 @@ _FAR = 1_000_000  # the largest coordinate that OpenCV can draw, in pixels
 _COLOURS = ((60, 20, 220), (0, 170, 0), (230, 120, 0), (200, 0, 200), (0, 140, 255), (160, 160, 0))
 
 
-def gallery(annotations: str | Path, runs: Sequence[Run], task: str, count: int) -> list[dict[str, Any]]:
+def gallery(
+    annotations: str | Path, runs: Sequence[Run], task: str, count: int
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw the images for which the number of correct detections differs most between runs.
 
     Args:
@@ -31,7 +35,7 @@ def gallery(annotations: str | Path, runs: Sequence[Run], task: str, count: int)
 
     Returns:
         For each image its 'name' and its 'panels', one for the ground truth and one per run, each with a 'title' and
-        the image as a data URL in 'data'.
+        the image as a data URL in 'data'; and notes about images that are not shown.
     """
     coco = load_annotations(annotations)
     found = [_by_image(load_results(str(run.results(task)), coco)) for run in runs]
@@ -40,14 +44,18 @@ def gallery(annotations: str | Path, runs: Sequence[Run], task: str, count: int)
     spread = {image: max(own[image] for own in balances) - min(own[image] for own in balances) for image in truth}
     folder, root = _image_folder(runs[0]), _root(runs[0])
     if _is_in(annotations, runs[0].folder) and not _is_in(folder, runs[0].folder):
-        return []  # whoever made the work directory chose both, and could choose any image of this machine
+        return [], []  # whoever made the work directory chose both, and could choose any image of this machine
     shown: list[dict[str, Any]] = []
+    elsewhere = []
     for image in sorted(truth, key=lambda image: -spread[image]):
         if len(shown) == count:
             break
         name = coco.imgs[image].get("file_name", "")
         path = folder / name
-        pixels = cv2.imread(str(path)) if leads_inside(name, folder, root) else None
+        if not leads_inside(name, folder, root):
+            elsewhere.append(name)
+            continue
+        pixels = cv2.imread(str(path))
         if pixels is None:
             continue
         panels = [dict(title="ground truth", data=_drawn(pixels, truth[image], coco))]
@@ -55,7 +63,8 @@ def gallery(annotations: str | Path, runs: Sequence[Run], task: str, count: int)
             title = f"{run.name}: {balance[image]:+d} correct minus wrong"
             panels.append(dict(title=title, data=_drawn(pixels, own.get(image, []), coco)))
         shown.append(dict(name=path.name, panels=panels))
-    return shown
+    reason = "are not shown, since their names lead out of the data set's folder"
+    return shown, [f"{annotations}: images such as {short(elsewhere[0])} {reason}"] if elsewhere else []
 
 
 def _by_image(entries: Sequence[dict[str, Any]]) -> Detections:
@@ -109,9 +118,10 @@ def _drawn(image: Any, entries: Sequence[Mapping[str, Any]], coco: COCO) -> str:
     """The image in its size for the gallery, with boxes drawn into it, as a data URL."""
     scale = min(_WIDTH / image.shape[1], _HEIGHT / image.shape[0])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    colours = dict(zip(coco.cats, itertools.cycle(_COLOURS), strict=False))
     for entry in entries:
         left, top, width, height = (round(scale * max(-_FAR, min(value, _FAR))) for value in entry["bbox"])
-        colour = _COLOURS[entry["category_id"] % len(_COLOURS)]
+        colour = colours.get(entry["category_id"], _COLOURS[0])
         cv2.rectangle(small, (left, top), (left + width, top + height), colour, 2)
         kind = coco.cats.get(entry["category_id"])  # None where the file does not list it
         label = str(entry["category_id"] if kind is None else kind["name"])

@@ -72,7 +72,7 @@ def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _compare(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dict[str, Any]], list[str]]:
     """For each task a comparison, if there are results and annotations; and notes about what is missing."""
     found: list[dict[str, Any]] = []
-    notes = []
+    notes: list[str] = []
     for task, name in TASKS.items():
         variants = _by_variant([run for run in runs if run.results(task) is not None])
         if not variants:
@@ -85,7 +85,9 @@ def _compare(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dic
             notes.append(f"the {name} results {what}: no significance, no images")
             continue
         try:
-            found.append(_compare_task(task, variants, resamples, images if not found else 0))
+            compared, said = _compare_task(task, variants, resamples, images if not found else 0)
+            found.append(compared)
+            notes += said
         except ValueError as error:
             notes.append(str(error))
     if not found:
@@ -93,18 +95,22 @@ def _compare(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dic
     return found, notes
 
 
-def _compare_task(task: str, variants: Mapping[str, Sequence[Run]], resamples: int, images: int) -> dict[str, Any]:
+def _compare_task(
+    task: str, variants: Mapping[str, Sequence[Run]], resamples: int, images: int
+) -> tuple[dict[str, Any], list[str]]:
     firsts = [own[0] for own in variants.values()]
     annotations = firsts[0].annotations
     files = [(name, [str(run.results(task)) for run in own]) for name, own in variants.items()]
     found = compare(annotations, files, task, resamples)
-    return dict(
+    shown, notes = gallery(annotations, firsts, task, images) if images else ([], [])
+    compared = dict(
         task=TASKS[task],
         sentences=found.sentences(with_images=True, with_runs=True),
         precision=precision_by_recall(found),
         classes=_class_table(found),
-        gallery=gallery(annotations, firsts, task, images) if images else [],
+        gallery=shown,
     )
+    return compared, notes
 
 
 def _class_table(found: Comparison) -> Table:

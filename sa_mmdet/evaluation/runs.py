@@ -12,6 +12,8 @@ from sa_mmdet.backbones import attention_label
 from sa_mmdet.messages import one_line
 from sa_mmdet.untrusted import literal_config
 
+from .evaluators import coco_evaluator
+
 _FAMILIES = {"FasterRCNN": "Faster R-CNN", "MaskRCNN": "Mask R-CNN", "RetinaNet": "RetinaNet"}
 
 
@@ -51,10 +53,8 @@ class Run:
     @property
     def annotations(self) -> Path:
         """The file with the annotations of the test images."""
-        evaluator = self.cfg.get("test_evaluator")
-        first = evaluator[0] if isinstance(evaluator, list | tuple) and evaluator else evaluator
-        name = first.get("ann_file") if isinstance(first, dict) else None
-        return Path(name if isinstance(name, str) else "")
+        found = coco_evaluator(self.cfg)
+        return Path(found[1]["ann_file"] if found else "")
 
     @property
     def on_coco(self) -> bool:
@@ -88,18 +88,30 @@ def read_run(folder: str | Path) -> Run:
     losses, metrics, broken = _read_logs(logs)
     if not metrics:
         raise ValueError(f"{folder}: no epoch was finished and evaluated")
-    cfg = _read_config(configs[-1])
+    cfg = _read_detector_config(configs[-1])
     notes = [f"{broken} broken lines of its log were skipped"] if broken else []
     name = "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
     return Run(name, folder, cfg, sorted(losses.items()), sorted(metrics.items()), _provenance(folder), notes)
 
 
-def _read_config(path: Path) -> Config:
+def read_recorded_config(path: Path) -> Config:
+    """Read the config that MMEngine wrote into a work directory; code of another author is not run.
+
+    Args:
+        path: The file, such as ``<time>/vis_data/config.py``.
+
+    Raises:
+        ValueError: It cannot be read, or holds more than literals.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {one_line(error, 200)}") from error
-    cfg = literal_config(text, path)  # MMEngine wrote it; code of another author is not run
+    return literal_config(text, path)
+
+
+def _read_detector_config(path: Path) -> Config:
+    cfg = read_recorded_config(path)
     model = cfg.get("model")
     backbone = model.get("backbone") if isinstance(model, dict) else None
     if not isinstance(backbone, dict) or not model.get("type") or not backbone.get("type"):

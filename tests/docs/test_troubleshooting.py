@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import itertools
+import json
 import subprocess
 import sys
 import urllib.request
@@ -13,17 +15,20 @@ import pytest
 import torch
 from documents import blocks
 from mim.utils import get_content_from_url
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 from places import MMDETECTION, REPOSITORY
 from shapes_dataset import shapes_dataset
+from toy_training import Toy
 
 from sa_mmdet import compat
 from sa_mmdet.engine.check_dataset import check_dataset
 
 PAGE = REPOSITORY / "docs" / "troubleshooting.md"
+_numbers = itertools.count()
 QUOTED = [block.text.strip() for block in blocks(PAGE) if block.language == "text"]
 QUOTED.remove("Expected configs:")  # test_download_offers_the_weights_that_exist_and_refuses_others
 # The whole text of an error, given an empty folder, a data set and a means to change what is installed.
@@ -66,22 +71,48 @@ def not_installed(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str
     return message(Config.fromfile, folder / "config.py")
 
 
+def training(folder: Path, *datasets: Any) -> str:
+    data = dict(type="ConcatDataset", datasets=list(datasets))
+    loader = dict(batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler"), dataset=data)
+    options: dict[str, Any] = dict(train_cfg=dict(by_epoch=True, max_epochs=1), default_scope="mmdet")
+    optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.1))
+    name = f"troubles{next(_numbers)}"
+    runner = Runner(
+        Toy(), str(folder), loader, optim_wrapper=optim_wrapper, experiment_name=name, log_level="ERROR", **options
+    )
+    return message(runner.train)
+
+
 def no_coco(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
     change.chdir(folder)
     cfg = Config.fromfile(REPOSITORY / "configs" / "retinanet" / "retinanet_sa-r50_fpn_1x_coco.py")
-    return message(DATASETS.build, cfg.train_dataloader.dataset)
+    return training(folder, cfg.train_dataloader.dataset)
+
+
+def shapes_config(shapes: Path, *classes: str) -> dict[str, Any]:
+    options = dict(data_root=str(shapes), data_prefix=dict(img="images/"), pipeline=[])
+    file = "annotations/instances_train.json"
+    return dict(type="CocoDataset", ann_file=file, metainfo=dict(classes=classes), **options)
 
 
 def no_images(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
     return message(check_dataset, dataset(shapes, data_prefix=dict(img="photographs/")))
 
 
+def no_class(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    return training(folder, shapes_config(shapes, "circle", "triangel"))
+
+
 def no_classes(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
-    return message(dataset, shapes, metainfo=dict(classes=("cat", "dog")))
+    return training(folder, shapes_config(shapes, "cat", "dog"))
 
 
-def no_classes_in_a_test(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
-    return message(check_dataset, dataset(shapes, metainfo=dict(classes=("cat", "dog")), test_mode=True))
+def other_labels(folder: Path, shapes: Path, change: pytest.MonkeyPatch) -> str:
+    content = json.loads((shapes / "annotations" / "instances_train.json").read_text())
+    content["categories"].reverse()
+    (folder / "other.json").write_text(json.dumps(content))
+    whole = shapes_config(shapes, "circle", "triangle", "square")
+    return training(folder, whole, dict(whole, ann_file=str(folder / "other.json")))
 
 
 def without_network(folder: Path, change: pytest.MonkeyPatch) -> None:
@@ -145,8 +176,9 @@ PROVOCATIONS: dict[str, Provocation] = {
     "ImportError: Failed": not_installed,
     "FileNotFoundError: ": no_coco,
     "images are missing": no_images,
-    "ValueError: need": no_classes,
-    "no category": no_classes_in_a_test,
+    "is not in": no_class,
+    "are not in": no_classes,
+    "since MMDetection": other_labels,
     "torchvision://": no_network,
     "size mismatch": other_classes,
     "weights of": other_depth,

@@ -5,12 +5,13 @@ import copy
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from made_up_coco import detections, made_up
 from places import Tool
 from pycocotools.coco import COCO
@@ -50,31 +51,56 @@ def test_metrics_are_those_of_pycocotools_also_if_each_image_is_drawn_once(task:
     expected = by_pycocotools(truth, found, task)
     np.testing.assert_allclose([evaluation.points[name] for name in METRICS], expected, atol=0)
     once = resampled(evaluation, np.ones((1, 30), np.float32))
-    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
+    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, rtol=0, atol=1e-12)
 
 
-def test_a_resample_equals_a_data_set_with_repeated_images() -> None:
+def as_made(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return found
+
+
+def each_twice(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(entry) for entry in found for _ in range(2)]
+
+
+def in_bfloat16(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    scores = torch.tensor([entry["score"] for entry in found]).bfloat16().tolist()
+    return [dict(entry, score=score) for entry, score in zip(found, scores, strict=True)]
+
+
+def all_equal(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(entry, score=0.5) for entry in found]
+
+
+def repeated(
+    truth: dict[str, Any], found: list[dict[str, Any]], times: Sequence[int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The data set in which each image stands as often as it was drawn, in the images' order, under new ids."""
+    many: dict[str, Any] = dict(images=[], categories=truth["categories"], annotations=[])
+    results = []
+    for image, count in zip(truth["images"], times, strict=True):
+        objects = [entry for entry in truth["annotations"] if entry["image_id"] == image["id"]]
+        detected = [entry for entry in found if entry["image_id"] == image["id"]]
+        for _ in range(count):
+            number = len(many["images"]) + 1
+            many["images"].append({**image, "id": number})
+            first = len(many["annotations"]) + 1
+            many["annotations"] += [{**entry, "image_id": number, "id": first + i} for i, entry in enumerate(objects)]
+            results += [{**entry, "image_id": number} for entry in detected]
+    return many, results
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("change", [as_made, each_twice, in_bfloat16, all_equal])
+def test_a_resample_equals_a_data_set_with_repeated_images(change: Callable[[list], list], task: str) -> None:
     truth = made_up()
-    found = detections(truth, 0.1)
-    for entry in found:  # pycocotools orders equal scores by the images' ids
-        entry["score"] += 1e-6 * entry["image_id"]
-    evaluation = evaluate(coco_of(truth), found, "bbox")
-    weights = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), 5)
+    found = change(detections(truth, 0.1))
+    evaluation = evaluate(coco_of(truth), found, task)
+    weights = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), 4)
+    weights = np.concatenate([weights, np.eye(30, dtype=int)[5:6] * 30])  # one image only, thirty times
     values = resampled(evaluation, weights.astype(np.float32))
-    for r, row in enumerate(weights):
-        repeated: dict[str, Any] = dict(images=[], categories=truth["categories"], annotations=[])
-        results = []
-        for image, times in zip(truth["images"], row, strict=True):
-            for _ in range(times):
-                number = len(repeated["images"]) + 1
-                repeated["images"].append({**image, "id": number})
-                own = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
-                repeated["annotations"] += [
-                    {**a, "image_id": number, "id": len(repeated["annotations"]) + i + 1} for i, a in enumerate(own)
-                ]
-                results += [{**e, "image_id": number} for e in found if e["image_id"] == image["id"]]
-        expected = by_pycocotools(repeated, results, "bbox")
-        np.testing.assert_allclose([values[name][r] for name in METRICS], expected, atol=1e-6)
+    for r, times in enumerate(weights):
+        expected = by_pycocotools(*repeated(truth, found, times), task)
+        np.testing.assert_allclose([values[name][r] for name in METRICS], expected, rtol=0, atol=1e-12)
 
 
 def test_on_real_images(coco128: Path) -> None:
@@ -83,7 +109,7 @@ def test_on_real_images(coco128: Path) -> None:
     evaluation = evaluate(coco_of(truth), found, "bbox")
     expected = by_pycocotools(truth, found, "bbox")
     once = resampled(evaluation, np.ones((1, len(truth["images"])), np.float32))
-    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, atol=1e-6)
+    np.testing.assert_allclose([once[name][0] for name in METRICS], expected, rtol=0, atol=1e-12)
 
 
 def test_intervals_contain_a_true_difference_and_are_zero_for_equal_results() -> None:
@@ -97,6 +123,35 @@ def test_intervals_contain_a_true_difference_and_are_zero_for_equal_results() ->
     assert same["AP"] == dict(difference=0, low=0, high=0)
     again = bootstrap(evaluations[:2], 200, seed=0)
     assert np.array_equal(again[1]["AP"], samples[1]["AP"])
+
+
+def test_intervals_correct_for_resamples_that_lie_above_the_metric() -> None:
+    truth = made_up(20)
+    evaluation = evaluate(coco_of(truth), detections(truth, 0.1), "bbox")
+    [samples] = bootstrap([evaluation], 400, seed=0)
+    nothing, none = dict.fromkeys(METRICS, 0.0), {name: np.zeros(400) for name in METRICS}
+    for name in ("AP", "AP50", "AP75"):
+        point = evaluation.points[name]
+        low, high = np.percentile(samples[name], [2.5, 97.5])
+        assert (low + high) / 2 > point + 0.005
+        row = difference(evaluation.points, samples, nothing, none)[name]
+        assert row["difference"] == point
+        assert (row["low"] + row["high"]) / 2 == pytest.approx(2 * point - (low + high) / 2)
+        assert row["high"] - row["low"] == pytest.approx(high - low)
+
+
+def test_an_interval_contains_its_difference_where_each_box_stands_twice(tool: Tool, tmp_path: Path) -> None:
+    truth = made_up(20)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    paths = [tmp_path / "none.json", tmp_path / "sa.json"]
+    for path, noise in zip(paths, (0.1, 0.03), strict=True):
+        found = each_twice(detections(truth, noise))
+        path.write_text(json.dumps([{k: v for k, v in entry.items() if k != "segmentation"} for entry in found]))
+    out = tmp_path / "out.json"
+    arguments = [tmp_path / "truth.json", *paths, "--resamples", 200, "--json", out]
+    assert tool("analysis_tools/compare_results.py", *arguments)[0] == 0
+    for row in json.loads(out.read_text())["tasks"]["bbox"]["differences"][0].values():
+        assert row["low"] <= row["difference"] <= row["high"]
 
 
 @pytest.fixture

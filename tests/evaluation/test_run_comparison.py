@@ -2,15 +2,37 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up_coco import detections, made_up
+from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
 
 TOOL = "analysis_tools/run_comparison.py"
-COMPARED = [CONFIGS / "demo" / f"faster-rcnn_{variant}r18_fpn_bccd.py" for variant in ("", "sa-")]
+BCCD = CONFIGS / "demo" / "faster-rcnn_r18_fpn_bccd.py"
+
+
+def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects themselves as detections, without those of crowds."""
+    keys = ("image_id", "category_id", "bbox")
+    return [{key: one[key] for key in keys} | dict(score=0.9) for one in truth["annotations"] if not one["iscrowd"]]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[[str], list[Path]]:
+    """Makes two configs that consist of their evaluators; ``metric`` is one of them."""
+
+    def make(evaluators: str) -> list[Path]:
+        found = [tmp_path / "plain.py", tmp_path / "sa-plain.py"]
+        metric = f"metric = dict(type='CocoMetric', ann_file={str(tmp_path / 'annotations' / 'instances_val.json')!r})"
+        for path in found:
+            path.write_text(f"{metric}\ntest_evaluator = {evaluators}\n")
+        return found
+
+    return make
 
 
 class Runs:
@@ -20,6 +42,8 @@ class Runs:
         self.truth = truth
         self.calls: list[tuple[str, str, str]] = []
         self.fails_at: tuple[str, str, str] | None = None
+        self.evaluator = "test_evaluator"
+        self.noisy = True
 
     def __call__(self, command: list[str], check: bool) -> Any:
         tool, config = Path(command[1]).stem, Path(command[2]).stem
@@ -34,9 +58,13 @@ class Runs:
             assert f"randomness.seed={run.name.removeprefix('seed')}" in command
             (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
         else:
-            [prefix] = [o.partition("=")[2] for o in command if o.startswith("test_evaluator.outfile_prefix=")]
+            [prefix] = [o.partition("=")[2] for o in command if o.startswith(f"{self.evaluator}.outfile_prefix=")]
+            (folder / "1" / "vis_data").mkdir(parents=True)
+            tested = [o.partition("=")[2] for o in command if o.startswith("test_evaluator.ann_file=")]
+            recorded = dict(test_evaluator=dict(type="CocoMetric", ann_file=tested[0])) if tested else {}
+            Config(recorded).dump(folder / "1" / "vis_data" / "config.py")
             noise = 0.03 if "sa-" in config else 0.1
-            found = detections(self.truth, noise, seed=int(run.name[-1]))
+            found = detections(self.truth, noise, seed=int(run.name[-1])) if self.noisy else perfect(self.truth)
             boxes = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in found]
             Path(f"{prefix}.bbox.json").write_text(json.dumps(boxes))
         return subprocess.CompletedProcess(command, 0)
@@ -53,10 +81,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return found
 
 
-def test_it_continues_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, tmp_path: Path) -> None:
+def test_it_continues_where_it_was_stopped_and_compares(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path
+) -> None:
     work = tmp_path / "work"
-    arguments = (TOOL, *COMPARED, "--seeds", 0, 1, "--work-dir", work, "--resamples", 50)
-    plain, sa = (config.stem for config in COMPARED)
+    compared = small("metric")
+    arguments = (TOOL, *compared, "--seeds", 0, 1, "--work-dir", work, "--resamples", 50)
+    plain, sa = (config.stem for config in compared)
     runs.fails_at = ("test", sa, "seed0")
     status, _, errors = tool(*arguments)
     assert status == 1
@@ -87,11 +118,75 @@ def test_it_continues_where_it_was_stopped_and_compares(runs: Runs, tool: Tool, 
     assert runs.calls == []
 
 
+def test_the_annotations_are_those_of_the_effective_config(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path
+) -> None:
+    runs.noisy, runs.truth = False, made_up(60, seed=7)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(runs.truth))
+    work = tmp_path / "work"
+    arguments = (TOOL, *small("metric"), "--seeds", 0, "--work-dir", work, "--resamples", 5)
+    options = ("--cfg-options", f"test_evaluator.ann_file={other}")
+    status, printed, errors = tool(*arguments, *options)
+    assert status == 0, errors
+    assert printed.count("AP 100.0") == 2
+    status, _, errors = tool(*arguments)
+    assert status == 1
+    assert f"was finished and tested on {other}, but is to be tested on {tmp_path}" in errors
+    assert "name another --work-dir" in errors
+    assert tool(*arguments, *options)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[dict(type='DumpDetResults', out_file_path='a.pkl'), metric]", "test_evaluator.1"),
+        ("dict(type='Evaluator', metrics=[metric])", "test_evaluator.metrics.0"),
+    ],
+)
+def test_a_test_may_have_several_evaluators(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path, text: str, key: str
+) -> None:
+    runs.evaluator, configs = key, small(text)
+    status, printed, errors = tool(TOOL, *configs, "--seeds", 0, "--work-dir", tmp_path / "work", "--resamples", 5)
+    assert status == 0, errors
+    assert "better" in printed
+    other = ("--cfg-options", f"{key}.ann_file=none.json")
+    status, _, errors = tool(TOOL, *configs, "--seeds", 1, "--work-dir", tmp_path / "work", *other)
+    assert status == 1
+    assert "none.json" in errors
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "options", "message"),
+    [
+        ("dict(type='DumpDetResults', out_file_path='a.pkl')", [], "names annotations: give a CocoMetric"),
+        ("[metric, dict(metric, ann_file='b.json')]", [], "tests on several files of annotations ("),
+        ("metric", ["test_evaluator.ann_file"], "test_evaluator.ann_file: give pairs KEY=VALUE"),
+        ("[metric]", ["test_evaluator.3.ann_file=a.json"], "--cfg-options do not fit it"),
+    ],
+)
+def test_tests_without_clear_annotations_are_refused(
+    runs: Runs,
+    small: Callable[[str], list[Path]],
+    tool: Tool,
+    tmp_path: Path,
+    evaluators: str,
+    options: list[str],
+    message: str,
+) -> None:
+    changes = ["--cfg-options", *options] if options else []
+    status, _, errors = tool(TOOL, *small(evaluators), "--work-dir", tmp_path / "work", *changes)
+    assert status == 1
+    assert message in errors
+    assert runs.calls == []
+
+
 def test_configs_that_cannot_be_compared_are_refused(runs: Runs, tool: Tool, tmp_path: Path) -> None:
-    status, _, errors = tool(TOOL, COMPARED[0], DEMO, "--work-dir", tmp_path / "work")
+    status, _, errors = tool(TOOL, BCCD, DEMO, "--work-dir", tmp_path / "work")
     assert status == 1
     assert "the configs are tested on different annotations" in errors
-    status, _, errors = tool(TOOL, COMPARED[0], COMPARED[0], "--work-dir", tmp_path / "work")
+    status, _, errors = tool(TOOL, BCCD, BCCD, "--work-dir", tmp_path / "work")
     assert status == 2
     assert "duplicate config or seed" in errors
     assert runs.calls == []
@@ -101,7 +196,10 @@ def test_configs_that_cannot_be_compared_are_refused(runs: Runs, tool: Tool, tmp
 def test_real_runs(shapes: Path, tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHAPES_ROOT", str(shapes))
     config = tmp_path / "plain.py"
-    config.write_text(f"_base_ = [{str(DEMO)!r}]\nmodel = dict(backbone=dict(implementation='reference'))\n")
+    config.write_text(
+        f"_base_ = [{str(DEMO)!r}]\nmodel = dict(backbone=dict(implementation='reference'))\n"
+        "test_evaluator = [dict(_base_.val_evaluator, metric=task) for task in ('bbox', 'segm')]\n"
+    )
     options = ["--cfg-options", "train_cfg.max_epochs=1", "--resamples", 20]
     status, _, errors = tool(TOOL, DEMO, config, "--seeds", 3, "--work-dir", tmp_path / "work", *options)
     assert status == 0, errors

@@ -7,12 +7,12 @@ test_evaluator.outfile_prefix=PREFIX.
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from sa_mmdet.atomic_write import atomic_write_text, check_folder
 from sa_mmdet.evaluation import METRICS, TASKS, Comparison, common_tasks, compare
 from sa_mmdet.evaluation.plots import plot_intervals
+from sa_mmdet.evaluation.result_files import names_of
 from sa_mmdet.tool_options import add_level, add_resamples, seed
 
 COLUMN = 8  # characters
@@ -30,7 +30,10 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("annotations", help="COCO annotations of the images")
     parser.add_argument("results", nargs="+", help="COCO result files; the others are compared with the first")
     parser.add_argument(
-        "--names", nargs="+", help="names to print for the result files (default: the files' own names)"
+        "--names",
+        nargs="+",
+        help="names to print for the result files (default: the files' own names, or their folders' where "
+        "these are the same)",
     )
     add_resamples(parser)
     add_level(parser)
@@ -38,7 +41,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", help="file for all metrics and intervals (default: none)")
     parser.add_argument("--png", help="file for a plot of the intervals (default: none)")
     arguments = parser.parse_args()
-    names = arguments.names or [Path(path).name.removesuffix(".json") for path in arguments.results]
+    names = arguments.names or names_of(arguments.results)
     if len(names) != len(arguments.results):
         parser.error(f"{len(names)} names for {len(arguments.results)} files: give one name per file")
     return arguments, names
@@ -51,9 +54,8 @@ def main() -> None:
     try:
         check_folder(arguments.json)
         check_folder(arguments.png)
-        tasks, empty = common_tasks(arguments.annotations, arguments.results)
-        for path in empty:
-            print(f"{path}: has no detections")
+        tasks, doubts = common_tasks(arguments.annotations, arguments.results)
+        print(*doubts, sep="\n", end="\n" if doubts else "")
         files = [(name, [path]) for name, path in zip(names, arguments.results, strict=True)]
         for task in tasks:
             found = compare(

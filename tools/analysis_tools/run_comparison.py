@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.evaluation import METRICS, TASKS, Comparison, compare
+from sa_mmdet.evaluation.evaluators import annotations_of, effective_config
 from sa_mmdet.evaluation.trainings import train_and_test
 from sa_mmdet.tool_options import add_level, add_resamples, seed
 
@@ -40,11 +39,13 @@ def as_json(found: Comparison) -> dict[str, Any]:
     )
 
 
-def common_annotations(configs: list[str]) -> str:
-    found = {str(Config.fromfile(config).test_evaluator.ann_file) for config in configs}
-    if len(found) > 1:
-        raise ValueError(f"the configs are tested on different annotations ({', '.join(sorted(found))}): use one file")
-    return found.pop()
+def common_annotations(configs: list[str], options: list[str]) -> tuple[list[str], str]:
+    """The keys of the configs' evaluators, and the annotations that all of them test on with these options."""
+    found = [annotations_of(config, effective_config(config, options)) for config in configs]
+    files = sorted({annotations for _, annotations in found})
+    if len(files) > 1:
+        raise ValueError(f"the configs are tested on different annotations ({', '.join(files)}): use one file")
+    return [key for key, _ in found], files[0]
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -75,12 +76,13 @@ def main() -> None:
     written: dict[str, Any] = dict(command=sys.argv[1:], names=names, seeds=arguments.seeds, tasks={})
     folders = {name: [arguments.work_dir / name / f"seed{seed}" for seed in arguments.seeds] for name in names}
     try:
-        annotations = common_annotations(arguments.configs)
+        keys, annotations = common_annotations(arguments.configs, arguments.cfg_options)
         # All configs with the first seed, then with the next: if stopped, the finished seeds can be compared.
         for number, chosen in enumerate(arguments.seeds):
-            for config, name in zip(arguments.configs, names, strict=True):
-                if not train_and_test(config, chosen, folders[name][number], arguments.cfg_options):
-                    print(f"{folders[name][number]}: finished before", flush=True)
+            for config, name, key in zip(arguments.configs, names, keys, strict=True):
+                folder = folders[name][number]
+                if not train_and_test(config, chosen, folder, arguments.cfg_options, key, annotations):
+                    print(f"{folder}: finished before", flush=True)
         for task in TASKS:
             files = [(name, [folder / f"results.{task}.json" for folder in folders[name]]) for name in names]
             if files[0][1][0].is_file():
