@@ -40,5 +40,5 @@ def test_the_norm_is_folded_in_float32(dtype: torch.dtype) -> None:
 
     fused = tail(dtype, "auto")
     assert fused.obstacle_to_fusion() is None
-    # MMDetection rounds the output of the norm. The fold had an error of in half precision 0.75 of that and more.
+    # MMDetection rounds the output of the norm; folding in half precision had 0.75 of its error and more.
     assert error(fused) < 0.4 * error(tail(dtype, "reference"))
