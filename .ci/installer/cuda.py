@@ -50,6 +50,24 @@ def version_of(home: Path) -> str | None:
     return found.group(1) if found else None
 
 
+def _complete(home: Path, version: str, facts: dict[str, Any]) -> Toolkit | None:
+    """The toolkit, with PyTorch's own copies of the headers that it lacks; None if a build with it cannot succeed.
+
+    A folder may contain nothing but a script that calls a compiler elsewhere, or the compiler without the libraries.
+    """
+    if not (home / "include" / "cuda_runtime.h").exists():
+        return None
+    if (home / "include" / "cusparse.h").exists():  # one of the libraries that PyTorch's headers ask for
+        return Toolkit(home, version)
+    headers = _headers_of_packages(facts)
+    return Toolkit(home, version, headers) if any((folder / "cusparse.h").exists() for folder in headers) else None
+
+
+def _headers_of_packages(facts: dict[str, Any]) -> tuple[Path, ...]:
+    """The headers in the packages of CUDA libraries that PyTorch's wheel depends on."""
+    return tuple(sorted(Path(facts["headers"]).parent.parent.glob("nvidia/*/include")))
+
+
 def candidates(facts: dict[str, Any]) -> list[Path]:
     """Folders that may contain a toolkit; those that the user names come first."""
     found = []
@@ -67,15 +85,16 @@ def candidates(facts: dict[str, Any]) -> list[Path]:
 
 
 def search(facts: dict[str, Any]) -> tuple[Toolkit | None, list[str]]:
-    """Find the first toolkit of PyTorch's major CUDA version, and list the toolkits of other versions before it."""
+    """Find the first toolkit of PyTorch's major CUDA version, and list those before it that do not serve."""
     major = facts["cuda"].split(".")[0]
     others: list[str] = []
     for home in dict.fromkeys(candidates(facts)):
         version = version_of(home)
         if version is None:
             continue
-        if version.split(".")[0] == major:
-            return Toolkit(home, version), others
+        complete = _complete(home, version, facts) if version.split(".")[0] == major else None
+        if complete is not None:
+            return complete, others
         others.append(f"{version} in {home}")
     return None, others
 
@@ -88,7 +107,6 @@ def from_packages(facts: dict[str, Any], folder: Path, pip: Callable[..., None])
         folder: The folder to make, complete or not at all.
         pip: Runs pip.
     """
-    headers = tuple(sorted(Path(facts["headers"]).parent.parent.glob("nvidia/*/include")))
     home = next(folder.glob("nvidia/*/bin"), folder / "missing").parent
     if version_of(home) is None:
         new = folder.with_name(f"{folder.name}.new")
@@ -107,7 +125,7 @@ def from_packages(facts: dict[str, Any], folder: Path, pip: Callable[..., None])
     found = version_of(home)
     if found is None:
         fail(f"NVIDIA's packages for CUDA {facts['cuda']} contain no compiler that runs: {home / 'bin' / 'nvcc'}")
-    return Toolkit(home, found, headers)
+    return Toolkit(home, found, _headers_of_packages(facts))
 
 
 def toolkit(facts: dict[str, Any], cache: Path, pip: Callable[..., None]) -> Toolkit:
@@ -120,8 +138,8 @@ def toolkit(facts: dict[str, Any], cache: Path, pip: Callable[..., None]) -> Too
         return from_packages(facts, cache / f"cuda-{facts['cuda']}-{facts['machine']}", pip)
     seen = f" (seen: {', '.join(others)})" if others else ""
     fail(
-        f"PyTorch is built for CUDA {facts['cuda']}, and there is no compiler (nvcc) of that version{seen}. NVIDIA's "
-        "pip packages contain one only from CUDA 13 on. Choose one of:\n"
+        f"PyTorch is built for CUDA {facts['cuda']}, and there is no complete toolkit (nvcc and headers) of that "
+        f"version{seen}. NVIDIA's pip packages contain one only from CUDA 13 on. Choose one of:\n"
         f"  -> install CUDA toolkit {facts['cuda']} and set CUDA_HOME\n"
         "  -> a PyTorch for CUDA 13: make install TORCH=torch==2.13.0\n"
         "  -> torchvision's operators instead of mmcv's: make install OPERATORS=torchvision\n"

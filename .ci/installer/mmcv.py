@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import causes, operators, system
+from . import causes, cuda, operators, system
 from .commands import Commands
 from .environment import Lock
 from .output import Failed, Job, explain, fail, say
@@ -53,7 +53,6 @@ class Mmcv:
             wheel: The wheel that fits the environment; it need not exist yet.
             facts: What compiled operators depend on.
         """
-        constraints = self._packages.constraints()
         if wheel.find():
             with self._progress.step("MMDetection and tools", _PACKAGES_SECONDS):
                 self._packages.install()
@@ -63,22 +62,21 @@ class Mmcv:
                 return
             say(f"the kept mmcv does not work here ({_reason(problem)}); compiling it again")
             wheel.delete()
-            self._compile(
-                operators.prepare(wheel, self._environment, constraints, facts, self._commands.pip), alone=True
-            )
+            self._compile(wheel, facts, alone=True)
         else:
-            self._compile(
-                operators.prepare(wheel, self._environment, constraints, facts, self._commands.pip), alone=False
-            )
+            self._compile(wheel, facts, alone=False)
         problem = self._install_wheel(wheel)
         if problem is not None:
             wheel.delete()
             fail(f"mmcv's operators do not work: {explain(problem)}")
 
-    def _compile(self, build: operators.Build, alone: bool) -> None:
+    def _compile(self, wheel: operators.Wheel, facts: dict[str, Any], alone: bool) -> None:
         """Compile mmcv; unless ``alone``, install the other packages at the same time."""
+        build = operators.prepare(wheel, self._environment, self._packages.constraints(), facts, self._commands.pip)
         grouped = self._environment.settings.operators != "plain"
-        expected = operators.SECONDS["few" if grouped else "plain"] * (4 if build.wheel.gpu and grouped else 1)
+        expected = operators.SECONDS["few" if grouped else "plain"]
+        if wheel.gpu and grouped:  # 26 minutes of one core for two kinds of GPUs
+            expected *= 2 + 3 * len(cuda.architectures(facts).split(";"))
         job = build.start(grouped, self._commands.descriptors)
         try:
             if not alone:
@@ -86,7 +84,7 @@ class Mmcv:
                     self._packages.install()
             how = "in few units" if grouped else "file by file"
             with self._progress.step(
-                f"mmcv's operators, compiled {how} by {system.jobs(build.wheel.gpu)} processes", expected
+                f"mmcv's operators, compiled {how} by {system.jobs(wheel.gpu)} processes", expected
             ):
                 self._watch(build, job, grouped)
         except BaseException:

@@ -6,12 +6,36 @@ from typing import Any
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sa_mmdet.ops.tensors import at_least_float32
 
 from .base import Attention, LayerShapes, hidden_channels
 
 _DILATED_CONVOLUTIONS = 2
+_ENOUGH_VECTORS = 16
+
+
+class _VectorNorm(nn.BatchNorm1d):
+    """Batch norm of vectors, N x C, that also trains on the few images per GPU of a detector.
+
+    The statistics of one vector do not exist, and those of two make each value +1 or -1, whatever it was. With fewer
+    than 16 vectors it normalises by the running statistics, as in evaluation mode, and lets them follow the vectors.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or len(x) >= _ENOUGH_VECTORS:
+            return super().forward(x)
+        statistics: Any = self
+        mean, variance = statistics.running_mean, statistics.running_var
+        with torch.no_grad():
+            # About the running mean, since one vector has no variance about its own.
+            deviations = x.to(mean.dtype) - mean
+            variance.lerp_(deviations.square().mean(0), statistics.momentum)
+            mean.lerp_(x.to(mean.dtype).mean(0), statistics.momentum)
+            statistics.num_batches_tracked.add_(1)
+        # Copies, since a second forward pass before the backward pass changes the statistics again.
+        return functional.batch_norm(x, mean.clone(), variance.clone(), self.weight, self.bias, eps=self.eps)
 
 
 class _ChannelAttention(nn.Module):
@@ -21,7 +45,7 @@ class _ChannelAttention(nn.Module):
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             gate_c_fc_0=nn.Linear(in_channels, hidden),
-            gate_c_bn_1=nn.BatchNorm1d(hidden),
+            gate_c_bn_1=_VectorNorm(hidden),
             gate_c_relu_1=nn.ReLU(),
             gate_c_fc_final=nn.Linear(hidden, in_channels),
         )

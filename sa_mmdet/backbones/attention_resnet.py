@@ -7,19 +7,24 @@ from mmcv.cnn import build_plugin_layer
 from mmdet.models.backbones.resnet import ResNet
 from mmdet.registry import MODELS
 
-from sa_mmdet.attention import ShuffleAttention, label_of
+from sa_mmdet.attention import Attention, ShuffleAttention, label_of
 
 from .basic_block import PluginBasicBlock
 from .bottleneck import FusedBottleneck
 from .checks import check_duplicates, check_groups, one_per_stage
+from .plain_weights import adapt
 
 
 @MODELS.register_module()
 class AttentionResNet(ResNet):
     """ResNet with an attention layer after the last norm of each block, before the residual addition.
 
-    Takes all options of :class:`mmdet.models.ResNet`. It differs in two points: ``attention`` is shorter than a list of
-    plugins, and depths 18 and 34 take plugins, too, at the position 'after_conv2'.
+    Takes all options of :class:`mmdet.models.ResNet`. It differs in three points: ``attention`` is shorter than a list
+    of plugins, depths 18 and 34 take plugins, too, at the position 'after_conv2', and ``norm_eval`` does not concern
+    the norms inside of attention, which learn their own statistics.
+
+    The weights of a plain ResNet start it so that it computes the plain ResNet's function, whatever loads them: see
+    :mod:`sa_mmdet.backbones.exact_start`.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -75,6 +80,21 @@ class AttentionResNet(ResNet):
                 if isinstance(block, PluginBasicBlock | FusedBottleneck):
                     last = block.norm2_name if isinstance(block, PluginBasicBlock) else block.norm3_name
                     block.init_cfg = dict(type="Constant", val=0, override=dict(name=last))
+
+    def train(self, mode: bool = True) -> None:
+        """Set the mode as ResNet does; ``norm_eval`` does not concern the norms inside of attention.
+
+        It keeps the statistics that the ResNet's norms have from pretraining. Those of new attention would stay at mean
+        0 and variance 1 for ever.
+        """
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, Attention) and layer.training:  # not in frozen stages
+                layer.train(mode)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        adapt(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _add_after_stages(self, cfg: dict) -> None:
         """Append the layer to the stages themselves, whose forward then runs it."""

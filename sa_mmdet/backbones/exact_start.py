@@ -5,7 +5,7 @@ channels. Both can be undone in the convolution and the batch norm before it: th
 norm's weight and bias are divided by the gate.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,53 +26,71 @@ class PluginPosition:
         block: The block.
         conv_name: The block's name for the convolution before the plugins.
         norm_name: The block's name for the norm between that convolution and the plugins.
-        plugins: The plugin layers, in the order in which they run.
+        plugin_names: The block's names for the plugin layers, in the order in which they run.
     """
 
     prefix: str
     block: nn.Module
     conv_name: str
     norm_name: str
-    plugins: list[nn.Module]
+    plugin_names: list[str]
+
+    @property
+    def plugins(self) -> list[nn.Module]:
+        """The plugin layers, in the order in which they run."""
+        return [getattr(self.block, name) for name in self.plugin_names]
 
 
 def plugin_positions(module: nn.Module) -> Iterator[PluginPosition]:
     """All positions in the blocks of a network that have plugins."""
     for name, block in module.named_modules():
         for number in (1, 2, 3):
-            plugins = [getattr(block, plugin) for plugin in getattr(block, f"after_conv{number}_plugin_names", [])]
-            if plugins:
+            plugin_names = getattr(block, f"after_conv{number}_plugin_names", [])
+            if plugin_names:
                 norm_name = getattr(block, f"norm{number}_name")
-                yield PluginPosition(f"{name}." if name else "", block, f"conv{number}", norm_name, plugins)
+                yield PluginPosition(f"{name}." if name else "", block, f"conv{number}", norm_name, plugin_names)
 
 
-def undo_attention(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Change a plain ResNet's weights so that the network computes the same function with attention.
-
-    The attention layers get their first values. ``state`` is not changed if an error is raised.
-
-    Args:
-        module: The network with attention.
-        state: The weights of the plain ResNet under the network's names, which is changed.
-
-    Raises:
-        ValueError: A layer has no such start, follows another plugin, or the layers before it cannot be changed so.
-    """
-    positions = [
+def attention_positions(module: nn.Module) -> list[PluginPosition]:
+    """All positions in the blocks of a network that have attention."""
+    return [
         position
         for position in plugin_positions(module)
         if any(isinstance(plugin, Attention) for plugin in position.plugins)
     ]
+
+
+def undo_attention(positions: Sequence[PluginPosition], state: dict[str, Any], prefix: str = "") -> None:
+    """Change a plain ResNet's weights so that the network computes the same function with attention.
+
+    The attention layers get their first values, which are added to the weights. Neither ``state`` nor its tensors are
+    changed if an error is raised.
+
+    Args:
+        positions: Positions of the network that have attention; the weights of all of them are there.
+        state: The weights of the plain ResNet under the network's names; it is changed, its tensors are not.
+        prefix: What stands before the network's names.
+
+    Raises:
+        ValueError: A layer has no such start, follows another plugin, or the layers before it cannot be changed so.
+    """
     for position in positions:
         _check(position)
     starts = [_start(position) for position in positions]
     for position, (destination, gate) in zip(positions, starts, strict=True):
-        conv, norm = f"{position.prefix}{position.conv_name}", f"{position.prefix}{position.norm_name}"
-        moved = [f"{norm}.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
-        for key in (f"{conv}.weight", *moved):
+        weight, *moved = (f"{prefix}{key}" for key in weights_before(position))
+        for key in (weight, *moved):
             state[key] = state[key][destination.to(state[key].device)]
         for key in moved[:2]:
-            state[key] /= gate
+            state[key] = state[key] / gate
+        name = f"{prefix}{position.prefix}{position.plugin_names[0]}."
+        state.update({f"{name}{key}": value.clone() for key, value in position.plugins[0].state_dict().items()})
+
+
+def weights_before(position: PluginPosition) -> list[str]:
+    """The names of the tensors before a position that its start changes: first the convolution's, then the norm's."""
+    conv, norm = f"{position.prefix}{position.conv_name}", f"{position.prefix}{position.norm_name}"
+    return [f"{conv}.weight", *(f"{norm}.{name}" for name in ("weight", "bias", "running_mean", "running_var"))]
 
 
 def _check(position: PluginPosition) -> None:

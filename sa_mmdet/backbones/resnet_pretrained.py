@@ -1,5 +1,6 @@
 """Start a ResNet with attention from a plain ResNet's weights, computing exactly the plain ResNet's function."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +12,11 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from sa_mmdet.checkpoints import tensors_of
-from sa_mmdet.checkpoints.resnet_names import depth_of, sort_names
+from sa_mmdet.checkpoints.resnet_names import blocks_of, depth_of, find_prefix, sort_names
 from sa_mmdet.messages import listed, one_line
+from sa_mmdet.untrusted import RefusedFileError, literal_config
 
-from .exact_start import plugin_positions, undo_attention
+from .exact_start import attention_positions, plugin_positions, undo_attention
 
 _UNEXPECTED = "unexpected keys"
 _PRETRAINED = "init_cfg=dict(type='Pretrained', ...)"
@@ -33,6 +35,7 @@ class ResNetPretrained:
         checkpoint: A file, a URL, or a name such as 'torchvision://resnet50'.
         prefix: The prefix of the backbone's keys, such as 'backbone.'; None to find it in the keys.
         map_location: The device on which :func:`torch.load` puts the tensors.
+        check_style: Whether to refuse weights whose name or recorded config says that they are of another ``style``.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -40,10 +43,11 @@ class ResNetPretrained:
             attention has no such start; the error names what does not fit.
     """
 
-    def __init__(self, checkpoint: str, prefix: str | None = None, map_location: str = "cpu"):
+    def __init__(self, checkpoint: str, prefix: str | None = None, map_location: str = "cpu", check_style: bool = True):
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.map_location = map_location
+        self.check_style = check_style
 
     def __call__(self, module: nn.Module) -> None:
         print_log(f"load plain ResNet weights from: {self.checkpoint}", logger="current")
@@ -53,23 +57,26 @@ class ResNetPretrained:
             raise
         except Exception as error:  # torch.load can raise anything for a broken file
             raise ValueError(f"{self.checkpoint}: is not a readable checkpoint: {one_line(error)}") from error
-        self._check_style(module, loaded)
         tensors = tensors_of(loaded, self.checkpoint)
+        if self.check_style:
+            self._check_style(module, loaded, self.prefix or _prefix_in(tensors))
         names = sort_names(tensors, self.checkpoint, self.prefix)
         self._load(module, {name: tensors[key] for name, key in names.backbone.items()})
         if hasattr(module, "_params_init_info"):
             update_init_info(module, init_info=f"{type(self).__name__}: load from {self.checkpoint}")
 
-    def _check_style(self, module: nn.Module, loaded: Any) -> None:
+    def _check_style(self, module: nn.Module, loaded: Any, prefix: str) -> None:
         """Refuse a checkpoint whose name or recorded config says that its strides are in other convolutions.
 
-        Styles 'pytorch' and 'caffe' differ in which convolution of a block has the stride, which no tensor shows.
+        Styles 'pytorch' and 'caffe' differ in which convolution of a bottleneck has the stride, which no tensor shows.
         """
-        expected, found = getattr(module, "style", None), _style_of(self.checkpoint, loaded)
-        if expected is not None and found is not None and found != expected:
+        bottleneck, _ = blocks_of(module.state_dict())
+        expected, found = getattr(module, "style", None), _style_of(self.checkpoint, loaded, prefix)
+        if bottleneck and expected is not None and found is not None and found != expected:
             raise ValueError(
                 f"{self.checkpoint}: weights of style {found!r}, the backbone has style={expected!r}: set "
-                f"style={found!r} (and the mean, std and colour order that belong to it), or name other weights"
+                f"style={found!r} (and the mean, std and colour order that belong to it), or name other weights; if "
+                "the name or the recorded config misleads, set check_style=False beside checkpoint"
             )
 
     def _load(self, module: nn.Module, source: dict[str, Tensor]) -> None:
@@ -81,7 +88,13 @@ class ResNetPretrained:
         exempt = tuple(f"{name}." for name, submodule in module.named_modules() if id(submodule) in plugins)
         self._report(module, _compare(module, own, source, exempt))
         state = {key: source[key].to(own[key]) for key in own if key in source and not key.startswith(exempt)}
-        undo_attention(module, state)
+        undo_attention(attention_positions(module), state)
+        # MMEngine lets the children initialise themselves after all initialisers but its own Pretrained; a deformable
+        # convolution then overwrites what has been loaded. So they do it now.
+        child: Any
+        for child in module.children():
+            if hasattr(child, "init_weights") and not getattr(child, "is_init", False):
+                child.init_weights()
         module.load_state_dict(state, strict=False)
 
     def _check_depth(self, own: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
@@ -109,13 +122,26 @@ class ResNetPretrained:
                 )
 
 
-def _style_of(checkpoint: str, loaded: Any) -> str | None:
+def _prefix_in(tensors: Mapping[str, Tensor]) -> str:
+    """The prefix of the backbone's keys, '' if it is not clear."""
+    try:
+        return find_prefix([key.removeprefix("module.") for key in tensors], "")
+    except ValueError:
+        return ""
+
+
+def _style_of(checkpoint: str, loaded: Any, prefix: str) -> str | None:
     """The style of a checkpoint's network by the config in it or by its name, or None if neither tells."""
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("meta"), Mapping):
-        recorded = re.search(r"\bstyle\s*[=:]\s*['\"](\w+)['\"]", str(loaded["meta"].get("cfg", "")))
-        if recorded:
-            return recorded.group(1)
-    if re.search(r"caffe|msra|detectron/", checkpoint):
+    meta = loaded.get("meta") if isinstance(loaded, Mapping) else None
+    text = meta.get("cfg") if isinstance(meta, Mapping) else None
+    if isinstance(text, str):
+        with contextlib.suppress(RefusedFileError):
+            entry: Any = literal_config(text, checkpoint).get("model")
+            for part in (prefix.removeprefix("module.").strip(".") or "backbone").split("."):
+                entry = entry.get(part) if isinstance(entry, Mapping) else None
+            if isinstance(entry, Mapping):
+                return str(entry.get("style", "pytorch"))  # which is the default of ResNet
+    if re.match(r"resnet\d+_(caffe|msra)", checkpoint.rpartition("/")[2]):  # names of OpenMMLab's files
         return "caffe"
     return "pytorch" if checkpoint.startswith(("torchvision://", "modelzoo://")) else None
 

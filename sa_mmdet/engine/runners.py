@@ -13,6 +13,7 @@ from sa_mmdet.compat import Repair, replace_in_openmmlab
 
 from . import latest_checkpoint, safe_checkpoint
 from .exact_resume import ExactResume, checkpoint_hook
+from .frozen_layers import WarnOfFrozenLayers
 from .termination import Termination, UndisturbedWorker
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -76,6 +77,22 @@ def _stopping(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return train
 
 
+def warn_of_frozen_layers() -> None:
+    """Let runners warn of frozen layers that no checkpoint has given their values."""
+    for runner in _runners():
+        runner.train = _warning(runner.train)  # type: ignore[attr-defined]
+
+
+def _warning(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(original)
+    def train(self: Any) -> Any:
+        if not any(isinstance(hook, WarnOfFrozenLayers) for hook in self.hooks):
+            self.register_hook(WarnOfFrozenLayers())
+        return original(self)
+
+    return train
+
+
 def _undisturbed(original: Callable[..., DataLoader]) -> Callable[..., DataLoader]:
     @functools.wraps(original)
     def build_dataloader(*arguments: Any, **options: Any) -> DataLoader:
@@ -105,5 +122,11 @@ REPAIRS = (
         "MMEngine resumes at an epoch with another order of the images, and SIGTERM ends it at once",
         "every MMEngine so far",
         stop_and_continue_exactly,
+    ),
+    Repair(
+        "frozen layers without weights are told",
+        "a network that is frozen at random values trains for hours, and detects nothing",
+        "every MMEngine so far",
+        warn_of_frozen_layers,
     ),
 )

@@ -168,7 +168,9 @@ def altered(**changes: object) -> dict:
         (lambda: dict(meta={}, state_dict={}), {}, "holds no state dict"),
         (lambda: [1, 2], {}, "holds no state dict"),
         (
-            lambda: dict(meta=dict(cfg="backbone=dict(style='caffe')"), state_dict=ResNet(50).state_dict()),
+            lambda: dict(
+                meta=dict(cfg="model = dict(backbone=dict(style='caffe'))"), state_dict=ResNet(50).state_dict()
+            ),
             {},
             "weights of style 'caffe', the backbone has style='pytorch'",
         ),
@@ -205,6 +207,38 @@ def test_a_caffe_name_is_refused_for_a_pytorch_backbone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="style 'caffe'"):
         sa_resnet(50, tmp_path / "resnet50_caffe.pth").init_weights()
     sa_resnet(50, tmp_path / "resnet50_caffe.pth", style="caffe").init_weights()
+
+
+def test_a_style_is_that_of_the_backbones_own_entry_and_name(tmp_path: Path) -> None:
+    state = ResNet(50).state_dict()
+    detector = {f"module.backbone.{key}": value for key, value in state.items()}
+    caffe, teacher = "dict(type='ResNet', style='caffe')", "dict(backbone=dict(type='ResNet', style='caffe'))"
+    (tmp_path / "msra_caffe").mkdir()
+    for name, content, prefix in (
+        ("msra_caffe/resnet50.pth", state, None),  # a folder
+        ("my_caffe_run.pth", state, None),
+        (
+            "a.pth",
+            dict(meta=dict(cfg=f"teacher = {teacher}\nmodel = dict(backbone=dict(depth=50))"), state_dict=detector),
+            None,
+        ),
+        (
+            "b.pth",
+            dict(meta=dict(cfg=f"model = dict(teacher={teacher}, backbone=dict(depth=50))"), state_dict=detector),
+            None,
+        ),
+        ("c.pth", detector, "module.backbone."),  # as read off the file
+        ("d.pth", dict(meta=dict(cfg="import os"), state_dict=state), None),
+    ):
+        torch.save(content, tmp_path / name)
+        ResNetPretrained(str(tmp_path / name), prefix)(sa_resnet(50, "unused"))
+    recorded = dict(meta=dict(cfg=f"model = dict(backbone={caffe})"), state_dict=detector)
+    torch.save(recorded, tmp_path / "e.pth")
+    with pytest.raises(ValueError, match=r"style 'caffe'.*set check_style=False"):
+        ResNetPretrained(str(tmp_path / "e.pth"))(sa_resnet(50, "unused"))
+    ResNetPretrained(str(tmp_path / "e.pth"), check_style=False)(sa_resnet(50, "unused"))
+    torch.save(ResNet(18).state_dict(), tmp_path / "resnet18_caffe.pth")  # whose blocks have no style
+    ResNetPretrained(str(tmp_path / "resnet18_caffe.pth"))(sa_resnet(18, "unused"))
 
 
 def test_attention_that_cannot_be_undone_is_refused(tmp_path: Path) -> None:

@@ -134,10 +134,28 @@ def test_the_tool_takes_every_form_of_file(form: str, sa50: State, tool: Tool, t
     assert status == 0
     assert re.search(r"layer\*\.\*\.sa\.gn\.weight +-> backbone\.layer\*\.\*\.sa\.gn\.weight  \(16\)", printed)
     assert "unused keys: none" in printed
-    assert "backbone=dict(type='SAResNet', depth=50, groups=64, init_cfg=dict(type='Pretrained'" in printed
+    assert "backbone=dict(type='SAResNet', depth=50, groups=64, init_cfg=[dict(type='Pretrained'" in printed
     state = torch.load(target, weights_only=True)["state_dict"]
     assert torch.equal(state["backbone.layer4.2.sa.sweight"], sa50["layer4.2.sa.sweight"])
     assert torch.equal(state["head.fc.bias"], sa50["fc.bias"])
+
+
+def test_the_printed_config_works_over_any_base(sa50: State, tool: Tool, tmp_path: Path) -> None:
+    torch.save(wrapped(sa50), tmp_path / "released.pth.tar")
+    _, printed, _ = tool("model_converters/convert_checkpoint.py", tmp_path / "released.pth.tar", tmp_path / "out.pth")
+    [line] = re.findall(r"^model = .*$", printed, re.MULTILINE)
+    bases = [
+        "init_cfg=None",
+        "init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')",
+        "style='pytorch'",
+    ]
+    for base in [*bases, "init_cfg=[dict(type='Kaiming', layer='Conv2d')]"]:
+        (tmp_path / "base.py").write_text(f"model = dict(backbone=dict(type='ResNet', depth=50, {base}))\n")
+        (tmp_path / "mine.py").write_text(f"_base_ = './base.py'\n{line}\n")
+        backbone = Config.fromfile(tmp_path / "mine.py").model.backbone
+        model: Any = MODELS.build(backbone)
+        model.init_weights()
+        assert torch.equal(model.layer4[2].sa.sweight, sa50["layer4.2.sa.sweight"])
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -91,9 +91,10 @@ def runner(
     load_from: str | None = None,
     hook: Any = "CheckpointHook",
     launcher: str = "none",
+    model: Any = None,
     **checkpoint: Any,
 ) -> Any:
-    """Build a runner that trains the toy network, with a momentum and a learning rate that change each step."""
+    """Build a runner that trains the toy network, or another model; momentum and learning rate change each step."""
     torch.manual_seed(0)  # of the first weights
     data: dict[str, Any] = dict(
         batch_size=1,
@@ -112,7 +113,7 @@ def runner(
     kind = FlexibleRunner if flexible else Runner
     optimizer = dict(type="SGD", lr=0.1, momentum=0.9)
     return kind(
-        Toy(size),
+        Toy(size) if model is None else model,
         work_dir=str(work_dir),
         train_dataloader=data,
         train_cfg=train_cfg,

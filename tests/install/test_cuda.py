@@ -8,8 +8,11 @@ from installer import cuda, settings
 from installer_stand_ins import FACTS, executable
 
 
-def nvcc(home: Path, version: str) -> Path:
+def nvcc(home: Path, version: str, headers: tuple[str, ...] = ("cuda_runtime.h", "cusparse.h")) -> Path:
     executable(home / "bin" / "nvcc", f"echo 'Cuda compilation tools, release {version}, V{version}.88'")
+    for header in headers:
+        (home / "include").mkdir(exist_ok=True)
+        (home / "include" / header).touch()
     return home
 
 
@@ -29,6 +32,21 @@ def test_the_toolkit_has_pytorchs_cuda_version(
     assert variables["TORCH_CUDA_ARCH_LIST"] == "8.6;9.0"
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5")
     assert cuda.variables(facts, found)["TORCH_CUDA_ARCH_LIST"] == "7.5"
+
+
+def test_headers_that_a_toolkit_lacks_are_pytorchs(
+    chosen: settings.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = FACTS | dict(cuda="97.1", gpus=[[9, 0]], headers=str(tmp_path / "site" / "torch" / "include"))
+    script, compiler = nvcc(tmp_path / "script", "97.1", ()), nvcc(tmp_path / "compiler", "97.1", ("cuda_runtime.h",))
+    monkeypatch.setattr(cuda, "candidates", lambda facts: [script, compiler])
+    found, others = cuda.search(facts)
+    assert found is None
+    assert others == [f"97.1 in {script}", f"97.1 in {compiler}"]
+    headers = tmp_path / "site" / "nvidia" / "cu97" / "include"
+    headers.mkdir(parents=True)
+    (headers / "cusparse.h").touch()
+    assert cuda.search(facts)[0] == cuda.Toolkit(compiler, "97.1", (headers,))
 
 
 def test_without_a_toolkit_nvidias_packages_are_installed_once(

@@ -36,7 +36,9 @@ def report(converted: Converted, target: str) -> None:
         print(f"added: {len(converted.added)} counters num_batches_tracked, which the file does not have")
     print(f"unused keys: {', '.join(converted.unused) or 'none'}")
     options = ", ".join(f"{key}={value!r}" for key, value in converted.backbone.items())
-    print(f"backbone=dict({options}, init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint='{target}'))")
+    # A list replaces whatever init_cfg the base config has; a dict cannot be merged into None.
+    init_cfg = f"[dict(type='Pretrained', prefix='backbone.', checkpoint={target!r})]"
+    print(f"model = dict(backbone=dict({options}, init_cfg={init_cfg}))")
 
 
 def main() -> None:

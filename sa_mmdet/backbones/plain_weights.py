@@ -1,0 +1,128 @@
+"""What a ResNet with attention does with weights that are given to it, however they arrive.
+
+``Pretrained``, ``load_from``, ``load_checkpoint``, ``DetInferencer`` and ``load_state_dict`` all end in PyTorch's
+``_load_from_state_dict``, where the backbone calls :func:`adapt`.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from sa_mmdet.attention import Attention, LayerShapes
+from sa_mmdet.checkpoints.resnet_names import attention_by_abbreviation
+from sa_mmdet.messages import listed, one_line
+
+from .exact_start import PluginPosition, attention_positions, undo_attention, weights_before
+
+_WAY_OUT = "give the network the attention that the checkpoint was made with, or load weights of a plain ResNet"
+
+
+def adapt(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """Start a network exactly if the weights are those of a plain ResNet; leave weights with its attention as they are.
+
+    Args:
+        module: The network with attention.
+        state: The weights, of which the network's are changed where they are those of a plain ResNet.
+        prefix: What stands before the network's names.
+
+    Raises:
+        ValueError: The weights hold a part of the network's attention, attention of another kind or with other
+            options, or a part of a convolution and its norm that the exact start changes.
+    """
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Attention)}
+    own = {f"{name}.{key}": tensor for name, layer in layers.items() for key, tensor in _tensors(layer).items()}
+    held = [key for key in own if f"{prefix}{key}" in state]
+    if held:
+        _refuse_mixture(module, list(own), held, prefix)
+        _refuse_other_options(layers, state, prefix)
+    elif own:
+        _refuse_foreign_attention(module, state, prefix)
+        _start_exactly(module, state, prefix, [name for name in layers if re.fullmatch(r"layer\d\.[^\d.]+", name)])
+
+
+def _tensors(layer: nn.Module) -> dict[str, Tensor]:
+    # Files from before PyTorch 0.4.1 have no counters.
+    return {key: value for key, value in layer.state_dict().items() if not key.endswith("num_batches_tracked")}
+
+
+def _refuse_mixture(module: nn.Module, own: list[str], held: list[str], prefix: str) -> None:
+    missing = [f"{prefix}{key}" for key in own if key not in set(held)]
+    if missing:
+        raise ValueError(
+            f"weights for {type(module).__name__} hold a part of its attention ({prefix}{held[0]}, ...), and lack "
+            f"{listed(missing)}: {_WAY_OUT}"
+        )
+
+
+def _refuse_other_options(layers: Mapping[str, Attention], state: Mapping[str, Any], prefix: str) -> None:
+    for name, layer in layers.items():
+        begin = f"{prefix}{name}."
+        expected = {key: tuple(tensor.shape) for key, tensor in _tensors(layer).items()}
+        found = {key: tuple(state[f"{begin}{key}"].shape) for key in expected}
+        differing = [key for key in expected if found[key] != expected[key]]
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"{begin}{key} has the shape {found[key]} in the checkpoint, and {expected[key]} in the network: the "
+                f"checkpoint was made with other options of {type(layer).__name__}{_options(layer, begin, found)}"
+            )
+
+
+def _options(layer: Attention, begin: str, found: dict[str, tuple[int, ...]]) -> str:
+    channels = getattr(layer, "in_channels", None)
+    try:
+        options = type(layer).options_of(LayerShapes(begin, channels or 0, found)) if channels else {}
+    except ValueError:
+        options = {}
+    return f": {', '.join(f'{name}={value!r}' for name, value in options.items())}" if options else ""
+
+
+def _refuse_foreign_attention(module: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
+    abbreviations = "|".join(map(re.escape, attention_by_abbreviation()))
+    pattern = re.compile(rf"{re.escape(prefix)}layer\d\.(\d+\.)?({abbreviations})\.")
+    foreign = [key for key in state if pattern.match(key)]
+    if foreign:
+        raise ValueError(
+            f"weights for {type(module).__name__} hold another attention than its own: {listed(foreign)}: {_WAY_OUT}"
+        )
+
+
+def _start_exactly(module: nn.Module, state: dict[str, Any], prefix: str, after_stages: list[str]) -> None:
+    positions = attention_positions(module)
+    complete = [position for position in positions if _is_complete(position, state, prefix)]
+    if not complete and not (after_stages and f"{prefix}layer1.0.conv1.weight" in state):
+        return  # the weights of something else
+    inexact = f"{type(module).__name__}: weights of a plain ResNet, whose function the first step does not compute: "
+    if after_stages:
+        print_log(
+            f"{inexact}the new layer {after_stages[0]} has no values that keep it", "current", level=logging.WARNING
+        )
+    try:
+        undo_attention(complete, state, prefix)
+    except ValueError as error:
+        print_log(f"{inexact}{one_line(error)}", "current", level=logging.WARNING)
+        return
+    if complete and not after_stages:
+        missing = f", {len(positions) - len(complete)} blocks with attention have no weights" * (complete != positions)
+        print_log(
+            f"{type(module).__name__}: weights of a plain ResNet; the {len(complete)} new attention layers start "
+            f"without changing its function{missing}",
+            "current",
+        )
+
+
+def _is_complete(position: PluginPosition, state: Mapping[str, Any], prefix: str) -> bool:
+    names = weights_before(position)
+    missing = [f"{prefix}{name}" for name in names if f"{prefix}{name}" not in state]
+    if missing and len(missing) < len(names):
+        raise ValueError(
+            f"weights without attention hold a part of {prefix}{position.prefix}{position.conv_name} and its norm, and "
+            f"lack {listed(missing)}: the exact start needs all of them"
+        )
+    # Of another network: PyTorch or MMEngine names what does not fit.
+    own = getattr(position.block, position.conv_name).weight
+    return not missing and state[f"{prefix}{names[0]}"].shape == own.shape
