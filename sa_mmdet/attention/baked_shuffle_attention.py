@@ -5,12 +5,13 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from sa_mmdet.ops.tensors import at_least_float32, shuffle_channels
+from sa_mmdet.registry import register
 
 from .base import Attention
 from .shuffle_attention import ShuffleAttention
 
 
-@MODELS.register_module()
+@register(MODELS)
 class BakedShuffleAttention(Attention):
     """Multiply by sigmoid(norm(x) + weight * mean of x), where one of the summands is constant in every channel.
 

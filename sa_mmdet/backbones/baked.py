@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from sa_mmdet.attention import BakedShuffleAttention, ShuffleAttention
+from sa_mmdet.registry import name_of, register
 
 from .attention_resnet import AttentionResNet
 from .exact_start import plugin_positions
@@ -19,7 +20,7 @@ from .exact_start import plugin_positions
 _PLAIN = (nn.Conv2d, Conv2d)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class BakedSAResNet(AttentionResNet):
     """An SAResNet whose convolutions do the work of its batch norms and shuffles, for inference only.
 
@@ -31,7 +32,7 @@ class BakedSAResNet(AttentionResNet):
     """
 
     def __init__(self, depth: int, **kwargs: Any):
-        attention = dict(type="BakedShuffleAttention")
+        attention = dict(type=name_of(BakedShuffleAttention))
         super().__init__(depth, attention=attention, **{**kwargs, "zero_init_residual": False})
         self.eval()
         fuse_conv_bn(self)

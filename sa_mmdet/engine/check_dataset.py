@@ -14,11 +14,12 @@ from mmengine.runner import Runner
 
 from sa_mmdet.coco_format import read_annotations
 from sa_mmdet.messages import listed
+from sa_mmdet.registry import register
 
 _SHOWN = 3  # files that an error names
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class CheckDataset(Hook):
     """Check that every image of the data sets exists and that their annotations are valid.
 
