@@ -42,6 +42,8 @@ _HANDLES = {
     "prim::PythonOp.DeformConv2dFunction": _convolution_flop(2),
     "prim::PythonOp.ModulatedDeformConv2dFunction": _convolution_flop(3),
 }
+# Functions of mmcv that only select.
+_NO_LAYERS = {"NMSop", "SoftNMSop"}
 
 
 class Reads(TorchFunctionMode):
@@ -73,8 +75,9 @@ def count(model: nn.Module, image: Tensor) -> tuple[dict[str, int], list[str]]:
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with torch.no_grad(), _without_shortcuts(), _without_omissions(model), Reads() as reads:
         counts = {name: int(count) for name, count in analyzer.by_module().items()}
-    unknown = [kind for kind in analyzer.unsupported_ops() if kind.startswith("prim::PythonOp")]
-    return counts, [*unused(model, reads.parameters), *(kind.removeprefix("prim::PythonOp.") for kind in unknown)]
+    functions = [kind.partition("prim::PythonOp.")[2] for kind in analyzer.unsupported_ops()]
+    unknown = [function for function in functions if function and function not in _NO_LAYERS]
+    return counts, [*unused(model, reads.parameters), *unknown]
 
 
 @contextmanager

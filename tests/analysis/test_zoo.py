@@ -19,15 +19,6 @@ from sa_mmdet.analysis.detector_forward import inner_detector, prepare
 
 ZOO = Path(mmdet.__file__).parent / ".mim" / "configs"
 SHAPE = (256, 256)
-# What the packages that are installed here do not allow to build, or what is not a detector.
-REASONS = (
-    "is not installed",
-    "Please install",
-    "please install",
-    "is a tracker",
-    "No module named",
-    "ImportError",
-)
 
 
 def model_of(name: str) -> Any:
@@ -47,7 +38,7 @@ def by_pytorch(name: str, shape: tuple[int, int] = SHAPE) -> float:
 
     with DefaultScope.overwrite_default_scope("mmdet"):
         model: Any = inner_detector(MODELS.build(model_of(name)))
-    model.eval()
+    model.eval().requires_grad_(False)
     prepare(model, *shape)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, *shape))
@@ -95,11 +86,21 @@ def test_yolacts_prototypes_are_counted() -> None:
         ("rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py", (640, 640), 11.8),
         ("atss/atss_r50_fpn_1x_coco.py", (800, 1280), 205),
         ("sparse_rcnn/sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco.py", (800, 1280), 166),
-        ("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", (800, 1280), 739),
     ],
 )
 def test_published_numbers(name: str, shape: tuple[int, int], giga: float) -> None:
     assert counted(name, shape).total / 1e9 == pytest.approx(giga, rel=0.02)
+
+
+@pytest.mark.long
+def test_the_published_number_of_a_cascade_with_masks() -> None:
+    model = model_of("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py")
+    for head in model.roi_head.bbox_head:  # the heads of the Swin paper
+        head.update(type="Shared4Conv1FCBBoxHead", norm_cfg=dict(type="MMSyncBN"), reg_class_agnostic=False)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        found = analyze(model, (800, 1280))
+    assert found.parameters / 1e6 == pytest.approx(82, abs=0.6)
+    assert found.total / 1e9 == pytest.approx(739, rel=0.02)
 
 
 def kinds() -> Iterator[str]:
@@ -131,27 +132,40 @@ def _kind(model: Any) -> tuple[str, ...]:
     return tuple(str(part.get("type")) if isinstance(part, dict) else str(type(part)) for part in parts)
 
 
+def cannot_be_built(name: str) -> bool:
+    """Whether MMDetection itself cannot build a config with the packages that are installed here."""
+    try:
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            MODELS.build(model_of(name))
+    except Exception:
+        return True
+    return False
+
+
+def line_of(name: str, shape: tuple[int, int] = SHAPE) -> tuple[str, bool]:
+    """The result of one config as text, and whether it is right."""
+    try:
+        found = counted(name, shape)
+    except (ImportError, ValueError) as error:
+        if "smaller than kernel" in str(error) and shape == SHAPE:  # of a deformable convolution on the smallest maps
+            return line_of(name, (512, 512))
+        return f"{name}: {str(error).splitlines()[0]}", "is a tracker" in str(error) or cannot_be_built(name)
+    line = f"{name}: {found.parameters / 1e6:.2f} M parameters, {found.total / 1e9:.2f} G multiply-adds"
+    line += f", without {', '.join(found.not_counted)}" if found.not_counted else ""
+    expected = by_pytorch(name, shape)
+    return f"{line}; {expected / 1e9:.2f} G by PyTorch", 0.999 * expected <= found.total <= 1.35 * expected
+
+
 @pytest.mark.long
 def test_the_whole_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ZOO.parent)  # from where some configs name their teacher's
     lines, wrong = [], []
     for name in kinds():
-        try:
-            found = counted(name)
-        except (ImportError, ValueError) as error:
-            line = f"{name}: {str(error).splitlines()[0]}"
-            if not any(reason in str(error) for reason in REASONS):
-                wrong.append(line)
-        else:
-            line = f"{name}: {found.parameters / 1e6:.2f} M parameters, {found.total / 1e9:.2f} G multiply-adds"
-            line += f", without {', '.join(found.not_counted)}" if found.not_counted else ""
-            expected = by_pytorch(name) / 1e9
-            if not 0.999 * expected <= found.total / 1e9 <= 1.35 * expected:
-                wrong.append(f"{line}, by PyTorch {expected:.2f} G")
-        lines.append(line)
+        line, right = line_of(name)
         print(line, flush=True)
+        lines.append(line)
+        wrong += [] if right else [line]
     assert not wrong, "\n".join(wrong)
-    assert len(lines) >= 70
     assert sum("multiply-adds" in line for line in lines) >= 60
 
 
