@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from mmcv.ops import CARAFEPack, MaskedConv2d
 from mmdet.models.detectors import SemiBaseDetector
-from mmdet.models.detectors.base import BaseDetector
 from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
+from mmdet.models.mot import BaseMOTModel
 from mmdet.models.roi_heads.cascade_roi_head import CascadeRoIHead
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 from mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor import SingleRoIExtractor
@@ -36,15 +36,15 @@ def inner_detector(model: Any) -> Any:
     """The detector that a model runs: for semi-supervised training the teacher or the student, else itself.
 
     Raises:
-        ValueError: It is a tracker, which has a detector but does not run as one.
+        ValueError: It is a tracker, which does not run as a detector.
     """
     if isinstance(model, SemiBaseDetector):
         return getattr(model, model.semi_test_cfg.get("forward_on", "teacher"))
-    detector = getattr(model, "detector", None)
-    if isinstance(detector, BaseDetector):
-        raise ValueError(
-            f"{type(model).__name__} is a tracker: count its detector, which is the entry 'detector' of its config"
-        )
+    if isinstance(model, BaseMOTModel):
+        way_out = "count its detector, which is the entry 'detector' of its config"
+        if not hasattr(model, "detector"):
+            way_out = "it takes videos, only detectors and backbones are counted"
+        raise ValueError(f"{type(model).__name__} is a tracker: {way_out}")
     return model
 
 

@@ -147,7 +147,8 @@ def line_of(name: str, shape: tuple[int, int] = SHAPE) -> tuple[str, bool]:
     try:
         found = counted(name, shape)
     except (ImportError, ValueError) as error:
-        if "smaller than kernel" in str(error) and shape == SHAPE:  # of a deformable convolution on the smallest maps
+        too_small = "smaller than kernel" in str(error) or "greater than actual input size" in str(error)
+        if too_small and shape == SHAPE:  # the smallest maps
             return line_of(name, (512, 512))
         return f"{name}: {str(error).splitlines()[0]}", "is a tracker" in str(error) or cannot_be_built(name)
     line = f"{name}: {found.parameters / 1e6:.2f} M parameters, {found.total / 1e9:.2f} G multiply-adds"
