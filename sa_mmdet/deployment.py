@@ -28,11 +28,12 @@ class FeatureExtractor(nn.Module):
     Args:
         backbone: The backbone.
         neck: The neck, whose feature maps are returned; None to return those of the backbone.
+        obstacle: Why the backbone is not baked although that was asked for; None if it is, or was not asked for.
     """
 
-    def __init__(self, backbone: Any, neck: Any = None):
+    def __init__(self, backbone: Any, neck: Any = None, obstacle: str | None = None):
         super().__init__()
-        self.backbone, self.neck = backbone, neck
+        self.backbone, self.neck, self.obstacle = backbone, neck, obstacle
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -46,25 +47,33 @@ def load(cfg: Config, checkpoint: str | Path, baked: bool = False, neck: bool = 
     Args:
         cfg: The detector's config.
         checkpoint: Its weights.
-        baked: Whether to merge shuffles and batch norms into the convolutions; this changes only an SAResNet.
+        baked: Whether to merge shuffles and batch norms into the convolutions. Where that is impossible the backbone
+            is as it was trained, and the network's ``obstacle`` says why.
         neck: Whether to include the neck, where the config has one.
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
         ValueError: The weights do not fit the config.
     """
-    return _built(cfg, tensors_of(read(checkpoint), checkpoint), checkpoint, baked, neck)
-
-
-def _built(cfg: Config, state: dict[str, Tensor], checkpoint: str | Path, baked: bool, neck: bool) -> FeatureExtractor:
+    state = tensors_of(read(checkpoint), checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
         backbone = _loaded("backbone", cfg.model.backbone, state, checkpoint)
-        parts = [_loaded("neck", cfg.model.neck, state, checkpoint)] if neck and cfg.model.get("neck") else []
-        if baked and any(isinstance(module, ShuffleAttention) for module in backbone.modules()):
-            weights = bake(backbone)
-            backbone = MODELS.build(baked_config(cfg.model.backbone))
-            backbone.load_state_dict(weights)
-    return FeatureExtractor(backbone, *parts)
+        own_neck = _loaded("neck", cfg.model.neck, state, checkpoint) if neck and cfg.model.get("neck") else None
+        obstacle = None
+        if baked:
+            try:
+                backbone = _baked(cfg.model.backbone, backbone)
+            except ValueError as error:
+                obstacle = one_line(error, 300)
+    return FeatureExtractor(backbone, own_neck, obstacle)
+
+
+def _baked(cfg: dict[str, Any], backbone: Any) -> Any:
+    """The baked form of a backbone with this config, or a ValueError that says why there is none."""
+    new_cfg, weights = baked_config(cfg), bake(backbone)
+    baked = MODELS.build(new_cfg)
+    baked.load_state_dict(weights)
+    return baked
 
 
 def _loaded(part: str, cfg: Any, state: dict[str, Tensor], checkpoint: str | Path) -> Any:
@@ -90,12 +99,14 @@ def bake_detector(cfg: Config, checkpoint: str | Path) -> tuple[Config, dict[str
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
-        ValueError: The weights do not fit, or the backbone has no shuffles.
+        ValueError: The weights do not fit, or the backbone has no shuffles, or none that can be baked.
     """
     new = Config(cfg.to_dict())
     new.model.backbone = baked_config(cfg.model.backbone)
     state = tensors_of(read(checkpoint), checkpoint)
-    before, after = (_built(cfg, state, checkpoint, baked, neck=False) for baked in (False, True))
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
+        backbone = _loaded("backbone", cfg.model.backbone, state, checkpoint)
+        before, after = FeatureExtractor(backbone), FeatureExtractor(_baked(cfg.model.backbone, backbone))
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, 224, 224, generator=generator).double()
     rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
@@ -151,11 +162,11 @@ def export_onnx(model: FeatureExtractor, target: str | Path) -> list[str]:
 
 
 def largest_difference(model: FeatureExtractor, file: str | Path, images: Iterable[Tensor]) -> float:
-    """Compare a network's outputs in PyTorch and in ONNX Runtime.
+    """Compare a network's outputs in PyTorch with those of an ONNX file in ONNX Runtime.
 
     Args:
-        model: The network.
-        file: Its ONNX file.
+        model: The network, as it was trained: comparing a baked one with its own file shows no mistake in baking.
+        file: The ONNX file.
         images: Normalised images, each N x 3 x H x W.
 
     Returns:

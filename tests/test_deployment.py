@@ -46,6 +46,9 @@ def as_if_trained(model: Any) -> Any:
         dict(depth=50),
         dict(depth=101, frozen_stages=1, stage_with_attention=(False, True, True, True)),
         dict(depth=50, groups=32, deep_stem=True, avg_down=True, style="caffe"),
+        dict(depth=18, groups=16, norm_cfg=dict(type="IN")),
+        dict(depth=50, norm_cfg=dict(type="IN", affine=True)),
+        dict(depth=50, norm_cfg=dict(type="SyncBN")),
     ],
     ids=str,
 )
@@ -61,6 +64,33 @@ def test_the_baked_backbone_computes_the_same(options: dict) -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * one.abs().max().item())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in baked.modules())
     assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
+
+
+def test_maps_of_one_position() -> None:
+    cfg = dict(type="SAResNet", depth=18, groups=16)
+    trained, baked = as_if_trained(MODELS.build(cfg)), MODELS.build(baked_config(cfg))
+    baked.load_state_dict(bake(trained))
+    x = torch.randn(1, 3, 32, 32)
+    for one, other in zip(trained(x), baked(x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * one.abs().max().item())
+    assert other.shape[2:] == (1, 1)
+
+
+NOT_FOLDED: dict[str, tuple[dict[str, Any], str]] = {
+    "GN": (dict(norm_cfg=dict(type="GN", num_groups=16)), r"layer1\.0\.gn2 is of the class GroupNorm"),
+    "ConvWS": (dict(conv_cfg=dict(type="ConvWS")), "conv1 is of the class ConvWS2d"),
+    "ConvAWS": (dict(conv_cfg=dict(type="ConvAWS")), "conv1 is of the class ConvAWS2d"),
+    "no statistics": (dict(norm_cfg=dict(type="BN", track_running_stats=False)), "bn1 has no weight or no running"),
+    "no weight": (dict(norm_cfg=dict(type="BN", affine=False)), "bn1 has no weight or no running"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FOLDED)
+def test_layers_that_cannot_be_folded_are_named(name: str) -> None:
+    options, message = NOT_FOLDED[name]
+    backbone: Any = MODELS.build(dict(type="SAResNet", depth=18, groups=16, **options))
+    with pytest.raises(ValueError, match=message):
+        bake(backbone)
 
 
 def test_backbones_without_a_baked_form_are_refused() -> None:
@@ -120,6 +150,41 @@ def test_the_exported_network_computes_the_same(
     assert "BatchNormalization" not in operators
     assert ("Transpose" in operators) == ("--keep-shuffle" in options)  # which a shuffle consists of, with two reshapes
     assert len(onnx.load(target).graph.output) == (4 if options else 5)
+
+
+@onnx_needed
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["ConvWS", pytest.param("GN", marks=pytest.mark.long)])
+def test_what_cannot_be_folded_is_exported_as_it_was_trained(name: str, tool: Tool, tmp_path: Path) -> None:
+    cfg = Config.fromfile(DEMO)
+    cfg.model.backbone.update(NOT_FOLDED[name][0])
+    cfg.dump(tmp_path / "mine.py")
+    torch.save(as_if_trained(MODELS.build(cfg.model)).state_dict(), tmp_path / "mine.pth")
+    image = tmp_path / "image.png"
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 255, (96, 64, 3), np.uint8))
+    arguments = ("mine.py", "mine.pth", "mine.onnx")
+    options = ("--backbone-only", "--check", image)
+    status, printed, errors = tool("deployment/export_onnx.py", *(tmp_path / name for name in arguments), *options)
+    assert (status, errors) == (0, "")
+    assert "exported as it was trained, not folded: " in printed
+    assert NOT_FOLDED[name][1].replace("\\", "") in printed
+    assert "largest difference on 1 images" in printed
+
+
+@onnx_needed
+@pytest.mark.filterwarnings("ignore")
+def test_the_check_finds_mistakes_in_folding(
+    detector: Path, tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(backbone: Any) -> dict[str, torch.Tensor]:
+        return {key: value * 1.01 for key, value in bake(backbone).items()}
+
+    monkeypatch.setattr("sa_mmdet.deployment.bake", wrong)
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((64, 64, 3), np.uint8))
+    arguments = (DEMO, detector, tmp_path / "features.onnx", "--backbone-only", "--check", tmp_path / "image.png")
+    status, _, errors = tool("deployment/export_onnx.py", *arguments)
+    assert status == 1
+    assert "the file's outputs differ by more than" in errors
 
 
 @onnx_needed

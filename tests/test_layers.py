@@ -15,6 +15,7 @@ LAYERS = [
     "atomic_write",
     "untrusted",
     "plotting",
+    "registry",
     "compat",
     "ops",
     "attention",

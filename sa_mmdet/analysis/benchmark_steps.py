@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sa_mmdet.attention import SqueezeExcitation
 from sa_mmdet.ops import shuffle_attention_residual
+from sa_mmdet.registry import register
 
 LEVELS = ("operator", "backbone", "detector")
 PLAIN = "plain"
@@ -35,7 +36,7 @@ _STAGES = ((256, 4), (512, 8), (1024, 16), (2048, 32))  # channels and stride of
 Step = Callable[[], Any]
 
 
-@ROOT_MODELS.register_module()
+@register(ROOT_MODELS)
 class PublishedShuffleAttention(nn.Module):
     """Shuffle attention as its paper writes it: one operator per step, and a copy for each rearrangement of channels.
 

@@ -1,16 +1,16 @@
 """Parameters and multiply-adds of detectors and backbones, by part, by the rules of MMEngine or of the SA-Net paper."""
 
 import copy
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from mmdet.models.detectors.base import BaseDetector
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
-from mmengine.analysis import FlopAnalyzer
-from mmengine.structures import InstanceData
+from mmengine.config import ConfigDict
+from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -18,12 +18,14 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from sa_mmdet.attention import Attention
 from sa_mmdet.compat.old_torch import shapes_only
+from sa_mmdet.messages import one_line
+
+from . import operators
+from .detector_forward import MASKS, PROPOSALS, inner_detector, prepare
 
 CONVENTIONS = ("mmengine", "paper")
 DETECTOR_SHAPE = (800, 1280)  # height and width in pixels, as in the paper's Table 3
 BACKBONE_SHAPE = (224, 224)  # as in its Table 2
-_PROPOSALS = 1000  # of the region proposal network
-_MASKS = 100  # the number of proposals for which mask heads are counted
 _STRIDE = 32  # of the last stage
 
 
@@ -38,6 +40,7 @@ class Complexity:
     neck: int
     heads: int
     attention: int  # multiply-adds of all attention modules
+    not_counted: tuple[str, ...] = ()  # modules and operations whose multiply-adds are left out
 
     @property
     def total(self) -> int:
@@ -59,27 +62,59 @@ def analyze(cfg: dict[str, Any], shape: tuple[int, int] | None = None, conventio
             a head for 1000 classes. The attributes of :class:`sa_mmdet.attention.Attention` say what differs between
             attention layers.
 
+    A detector runs the forward that MMDetection's own get_flops.py counts, with 1000 proposals for box heads and 100
+    for mask heads. ``not_counted`` of the result names the modules that it does not run, which are those that only
+    training uses, and what inference computes outside of it.
+
     Raises:
-        ValueError: The convention is unknown, the shape is too small, or the model is neither a backbone nor a
-            one-stage or two-stage detector.
+        ValueError: The convention is unknown, the shape is too small, or the model cannot be built or run.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention={convention!r} is unknown: choose one of {', '.join(CONVENTIONS)}")
     as_paper = convention == "paper"
-    cfg = copy.deepcopy(dict(cfg))
-    # Shapes are enough for the paper's rules; MMEngine's counter traces the model, which needs values.
-    with shapes_only() if as_paper else nullcontext():
-        model = MODELS.build(cfg)
-    model.eval()
+    model = _built(cfg, as_paper)
     detector = isinstance(model, BaseDetector)
     height, width = shape or (DETECTOR_SHAPE if detector else BACKBONE_SHAPE)
     if min(height, width) < _STRIDE:
         raise ValueError(f"shape {height} x {width} is smaller than the backbone's stride: use {_STRIDE} or more")
-    wrapped: nn.Module = _Detector(model) if detector else _Classifier(model) if as_paper else _Bare(model)
+    left_out = prepare(model, height, width) if detector else []
+    wrapped: nn.Module = model if detector else _Classifier(model) if as_paper else _Bare(model)
     image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
-    with torch.no_grad():
-        found = _by_part(wrapped, (_count_as_paper if as_paper else _count_as_mmengine)(wrapped, image))
+    try:
+        counts, unused = (_count_as_paper if as_paper else operators.count)(wrapped, image)
+    except Exception as error:  # whatever another package's detector raises
+        hint = ": use --convention mmengine" if as_paper else ""
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot be counted at {height} x {width}: {one_line(error, 200)}{hint}") from error
+    found = replace(_by_part(wrapped, counts), not_counted=(*unused, *left_out))
     return _as_paper_two_stage(found, model) if as_paper and hasattr(model, "roi_head") else found
+
+
+def _built(cfg: dict[str, Any], only_shapes: bool) -> Any:
+    """The detector or backbone of a config, in evaluation mode."""
+    cfg = ConfigDict(copy.deepcopy(dict(cfg)))
+    _need_no_processes(cfg)
+    if "teacher_ckpt" in cfg:  # distillation loads its teacher, which inference does not run
+        cfg["teacher_ckpt"] = None
+    try:
+        # Shapes are enough for the paper's rules; MMEngine's counter traces the model, which needs values.
+        with shapes_only() if only_shapes else nullcontext():
+            model = revert_sync_batchnorm(MODELS.build(cfg))
+    except OSError:
+        raise
+    except Exception as error:  # whatever another package raises
+        raise ValueError(f"{cfg.get('type')} cannot be built: {one_line(error, 300)}") from error
+    model = inner_detector(model)
+    model.eval()
+    return model
+
+
+def _need_no_processes(value: Any) -> None:
+    """Put PyTorch's synchronised norm for mmcv's, which cannot be built outside of a process group."""
+    if isinstance(value, dict) and value.get("type") == "MMSyncBN":
+        value["type"] = "SyncBN"
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        _need_no_processes(inner)
 
 
 def _by_part(model: nn.Module, by_module: dict[str, int]) -> Complexity:
@@ -130,13 +165,16 @@ def _parameters(module: nn.Module, trainable: bool = False) -> int:
 
 def _background_in_heads(model: Any) -> tuple[int, int]:
     """The parameters and multiply-adds that the background class adds to the heads."""
-    inputs = model.roi_head.bbox_head.fc_reg.in_features
-    parameters, operations = 4 * (inputs + 1), 4 * inputs * _PROPOSALS
-    if model.roi_head.with_mask:
-        logits = model.roi_head.mask_head.conv_logits
-        side = 2 * model.roi_head.mask_roi_extractor.roi_layers[0].output_size[0]
-        parameters += logits.in_channels + 1
-        operations += logits.in_channels * side * side * _MASKS
+    parameters = operations = 0
+    for head in model.roi_head.modules():
+        if getattr(head, "with_reg", False) and not head.reg_class_agnostic:
+            inputs = head.fc_reg.in_features
+            parameters += 4 * (inputs + 1)
+            operations += 4 * inputs * PROPOSALS
+        if isinstance(head, FCNMaskHead) and not head.class_agnostic:
+            side = 2 * model.roi_head.mask_roi_extractor.roi_layers[0].output_size[0]
+            parameters += head.conv_logits.in_channels + 1
+            operations += head.conv_logits.in_channels * side * side * MASKS
     return parameters, operations
 
 
@@ -166,50 +204,7 @@ class _Classifier(_Bare):
         return self.classifier(self.pool(self.backbone(image)[-1]).flatten(1))
 
 
-class _Detector(nn.Module):
-    """Runs all layers of a detector once, with a fixed number of proposals."""
-
-    def __init__(self, detector: Any):
-        super().__init__()
-        for name, child in detector.named_children():
-            self.add_module(name, child)
-        if not (hasattr(detector, "bbox_head") or (hasattr(detector, "roi_head") and hasattr(detector, "rpn_head"))):
-            raise ValueError(
-                f"{type(detector).__name__} is neither one-stage (bbox_head) nor two-stage (rpn_head, roi_head)"
-            )
-        self.extract_feat: Callable[[Tensor], Any] = detector.extract_feat
-        if hasattr(detector, "roi_head"):
-            for extractor in ("bbox_roi_extractor", "mask_roi_extractor"):
-                if hasattr(detector.roi_head, extractor):
-                    _replace_pooling(getattr(detector.roi_head, extractor))
-
-    def forward(self, image: Tensor) -> Any:
-        features = self.extract_feat(image)
-        modules: dict[str, Any] = dict(self.named_children())
-        if "roi_head" not in modules:
-            return modules["bbox_head"](features)
-        proposals = InstanceData(bboxes=features[0].new_zeros(_PROPOSALS, 4))
-        return modules["rpn_head"](features), modules["roi_head"].forward(features, [proposals], [])
-
-
-def _replace_pooling(extractor: Any) -> None:
-    """Make a RoI extractor return features of the right shape without mmcv's operator, which needs real data."""
-    size = extractor.roi_layers[0].output_size
-    channels = extractor.out_channels
-
-    def forward(features: Any, rois: Tensor, *_: Any, **__: Any) -> Tensor:
-        return features[0].new_zeros(len(rois), channels, *size)
-
-    extractor.forward = forward
-
-
-def _count_as_mmengine(model: nn.Module, image: Tensor) -> dict[str, int]:
-    analyzer = FlopAnalyzer(model, (image,))
-    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    return {name: int(count) for name, count in analyzer.by_module().items()}
-
-
-def _count_as_paper(model: nn.Module, image: Tensor) -> dict[str, int]:
+def _count_as_paper(model: nn.Module, image: Tensor) -> tuple[dict[str, int], list[str]]:
     counts: dict[str, int] = {}
     handles = []
     attention = [module for module in model.modules() if isinstance(module, Attention)]
@@ -226,10 +221,11 @@ def _count_as_paper(model: nn.Module, image: Tensor) -> dict[str, int]:
 
         if module not in uncounted and (module in attention or not any(True for _ in module.children())):
             handles.append(module.register_forward_hook(count))
-    model(image)
+    with torch.no_grad(), operators.Reads() as reads:
+        model(image)
     for handle in handles:
         handle.remove()
-    return counts
+    return counts, operators.unused(model, reads.parameters)
 
 
 def _operations(module: nn.Module, x: Tensor, output: Tensor) -> int:

@@ -2,7 +2,8 @@
 
 To add one, write a module with a subclass of :class:`Attention` (and of :class:`ExactStart`, if it can start so) and
 import it here. They are registered in MMEngine's root registry, where the registries of all OpenMMLab packages look
-last: a layer that only MMDetection registers is not found where the default scope is another package's.
+last: a layer that only MMDetection registers is not found where the default scope is another package's. Where other
+code has a layer of that name, ours is found under the scope ``sa_mmdet`` alone.
 """
 
 from .baked_shuffle_attention import BakedShuffleAttention

@@ -5,12 +5,13 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from sa_mmdet.ops.tensors import at_least_float32, shuffle_channels
+from sa_mmdet.registry import register
 
 from .base import Attention
 from .shuffle_attention import ShuffleAttention
 
 
-@MODELS.register_module()
+@register(MODELS)
 class BakedShuffleAttention(Attention):
     """Multiply by sigmoid(norm(x) + weight * mean of x), where one of the summands is constant in every channel.
 
@@ -65,4 +66,7 @@ class BakedShuffleAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True, dtype=at_least_float32(x)).to(x.dtype)
-        return x * (self.norm(x) + self.weight * mean).sigmoid().to(x.dtype)
+        # The operator itself: the layer refuses maps of one position at batch size 1, of which the norm is its bias.
+        norm = self.norm
+        normalised = torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return x * (normalised + self.weight * mean).sigmoid().to(x.dtype)

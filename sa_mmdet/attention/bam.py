@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sa_mmdet.ops.tensors import at_least_float32
+from sa_mmdet.registry import register
 
 from .base import Attention, LayerShapes, hidden_channels
 
@@ -73,7 +74,7 @@ class _SpatialAttention(nn.Module):
         return self.gate_s(x)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class BAM(Attention):
     """Multiply by 1 + sigmoid(channel attention * spatial attention).
 

@@ -7,6 +7,9 @@ from typing import Any, ClassVar, TypeVar
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from sa_mmdet.registry import MODELS as OWN_MODELS
+from sa_mmdet.registry import name_of
+
 T = TypeVar("T")
 
 
@@ -102,9 +105,10 @@ class ExactStart:
 
 def attention_types() -> dict[str, type[Attention]]:
     """All registered attention layers, by their names in configs."""
+    own = {name_of(kind): kind for kind in OWN_MODELS.module_dict.values()}
     return {
         name: kind
-        for name, kind in MODELS.module_dict.items()
+        for name, kind in {**own, **MODELS.module_dict}.items()
         if isinstance(kind, type) and issubclass(kind, Attention)
     }
 
@@ -115,8 +119,11 @@ def label_of(kind: str | type) -> str:
     Args:
         kind: The ``type`` in its config, with or without a scope.
     """
-    name = kind.__name__ if isinstance(kind, type) else kind.rpartition(".")[2]
-    return attention_types()[name].label if name in attention_types() else name
+    types = attention_types()
+    scoped = name_of(kind) if isinstance(kind, type) else kind
+    name = scoped.rpartition(".")[2]
+    found = types.get(scoped) or types.get(name)
+    return found.label if found else name
 
 
 def choose(option: str, value: str, choices: Mapping[str, T]) -> T:

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from sa_mmdet.ops.tensors import at_least_float32
+from sa_mmdet.registry import register
 
 from .base import Attention, ExactStart, LayerShapes, check_odd, hidden_channels, zero_
 
@@ -45,7 +46,7 @@ class _SpatialGate(nn.Module):
         return x * self.spatial(pooled.to(self.spatial.conv.weight.dtype)).sigmoid().to(x.dtype)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class CBAM(ExactStart, Attention):
     """Multiply first each channel by a gate, then each position.
 

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from sa_mmdet.ops.tensors import at_least_float32
+from sa_mmdet.registry import register
 
 from .base import Attention, ExactStart, LayerShapes, check_odd
 
@@ -18,7 +19,7 @@ def default_kernel_size(channels: int) -> int:
     return kernel_size if kernel_size % 2 else kernel_size + 1
 
 
-@MODELS.register_module()
+@register(MODELS)
 class EfficientChannelAttention(ExactStart, Attention):
     """Multiply each channel by a gate that a convolution along the channels computes from the means of its neighbours.
 

@@ -12,6 +12,7 @@ from sa_mmdet.ops import Parameters, shuffle_attention, shuffle_attention_gates,
 from sa_mmdet.ops.functional import shuffle_attention_normalised, spatial_branch
 from sa_mmdet.ops.fusion import IMPLEMENTATIONS, Replaceable, obstacle_in_groups, obstacle_in_modules, use_fused
 from sa_mmdet.ops.tensors import unshuffle_channels
+from sa_mmdet.registry import register
 
 from .base import Attention, ExactStart, LayerShapes, choose, divisors
 
@@ -27,7 +28,7 @@ def fitting_groups(channels: int) -> list[int]:
     return [] if channels % 2 else divisors(channels // 2)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class ShuffleAttention(ExactStart, Attention):
     """Multiply the two halves of each group of channels by channel gates and spatial gates, and shuffle the channels.
 

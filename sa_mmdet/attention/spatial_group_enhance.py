@@ -8,13 +8,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from sa_mmdet.ops.tensors import at_least_float32
+from sa_mmdet.registry import register
 
 from .base import Attention, ExactStart, LayerShapes, check_divides
 
 _EPS = 1e-5  # added to the standard deviation, not to the variance
 
 
-@MODELS.register_module()
+@register(MODELS)
 class SpatialGroupEnhance(ExactStart, Attention):
     """Multiply each position of a group of channels by a gate: its similarity to the group's mean, normalised.
 

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from sa_mmdet.ops.tensors import at_least_float32
+from sa_mmdet.registry import register
 
 from .base import Attention, ExactStart, LayerShapes, choose, hidden_channels, zero_
 
@@ -28,7 +29,7 @@ def _none(x: Tensor) -> Tensor:
 _POOLS = {"avg": _average, "max": _maximum, "none": _none}
 
 
-@MODELS.register_module()
+@register(MODELS)
 class SqueezeExcitation(ExactStart, Attention):
     """Multiply each channel by a gate that two fully connected layers compute from the means of all channels.
 

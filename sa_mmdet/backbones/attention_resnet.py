@@ -8,6 +8,7 @@ from mmdet.models.backbones.resnet import ResNet
 from mmdet.registry import MODELS
 
 from sa_mmdet.attention import Attention, ShuffleAttention, label_of
+from sa_mmdet.registry import name_of, register
 
 from .basic_block import PluginBasicBlock
 from .bottleneck import FusedBottleneck
@@ -15,7 +16,7 @@ from .checks import check_duplicates, check_groups, one_per_stage
 from .plain_weights import adapt, attention_shapes
 
 
-@MODELS.register_module()
+@register(MODELS)
 class AttentionResNet(ResNet):
     """ResNet with an attention layer after the last norm of each block, before the residual addition.
 
@@ -105,7 +106,7 @@ class AttentionResNet(ResNet):
         self._freeze_stages()  # ResNet has done so before these layers existed
 
 
-@MODELS.register_module()
+@register(MODELS)
 class SAResNet(AttentionResNet):
     """ResNet with shuffle attention after the last norm of each block, before the residual addition.
 
@@ -139,7 +140,7 @@ class SAResNet(AttentionResNet):
             flags = _flags(stage_with_attention, kwargs.get("num_stages", 4))
             width = kwargs.get("base_channels", 64) * self.arch_settings[depth][0].expansion
             check_groups(groups, [width * 2**stage for stage, flag in enumerate(flags) if flag])
-        attention = dict(type="ShuffleAttention", groups=groups, implementation=implementation)
+        attention = dict(type=name_of(ShuffleAttention), groups=groups, implementation=implementation)
         super().__init__(depth, attention=attention, stage_with_attention=stage_with_attention, **kwargs)
 
 

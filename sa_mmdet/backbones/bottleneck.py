@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.ops import backends
 from sa_mmdet.ops.fusion import Replaceable, obstacle_in_call, obstacle_in_modules
+from sa_mmdet.ops.tensors import at_least_float32
 
 _FORWARD, _FORWARD_PLUGIN = Bottleneck.forward, Bottleneck.forward_plugin
 _ATTENTION, _RELU = Replaceable(ShuffleAttention), Replaceable(nn.ReLU)
@@ -79,9 +80,10 @@ def _obstacle_in_norm(name: str, norm: Any) -> str | None:
 
 
 def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
-    """A batch norm in evaluation mode as y = scale * x + shift (C each)."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    """A batch norm in evaluation mode as y = scale * x + shift (C each), in float32 where its own dtype is coarser."""
+    dtype = at_least_float32(norm.weight)
+    scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
 def obstacles_to_fusion(model: nn.Module) -> dict[str, str | None]:

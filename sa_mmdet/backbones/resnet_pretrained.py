@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sa_mmdet.checkpoints import tensors_of
 from sa_mmdet.checkpoints.resnet_names import blocks_of, depth_of, find_prefix, sort_names
 from sa_mmdet.messages import listed, one_line
+from sa_mmdet.registry import register
 from sa_mmdet.untrusted import RefusedFileError, literal_config
 
 from .exact_start import attention_positions, plugin_positions, undo_attention
@@ -22,7 +23,7 @@ _UNEXPECTED = "unexpected keys"
 _PRETRAINED = "init_cfg=dict(type='Pretrained', ...)"
 
 
-@WEIGHT_INITIALIZERS.register_module()
+@register(WEIGHT_INITIALIZERS)
 class ResNetPretrained:
     """Load a plain ResNet's checkpoint so that attention does not change the function at the first step.
 

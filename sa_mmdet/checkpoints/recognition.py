@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sa_mmdet.attention import Attention, LayerShapes, ShuffleAttention
+from sa_mmdet.registry import name_of
 
 from .resnet_names import DEPTHS, attention_by_abbreviation, blocks_of
 
@@ -49,7 +50,7 @@ def recognise(state: Mapping[str, Tensor], path: str | Path) -> tuple[str, dict[
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     first = next(option for option in options if option is not None)
-    layer = dict(type=kind.__name__)
+    layer = dict(type=name_of(kind))
     if kind.after_stages:
         return name, dict(type="AttentionResNet", **shape, stage_attention={**layer, **first})
     flags = {} if len(stages) == 4 else dict(stage_with_attention=tuple(stage in stages for stage in range(1, 5)))

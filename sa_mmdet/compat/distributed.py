@@ -77,21 +77,28 @@ def synchronise_batch_norm_on_cpus() -> None:
 
 
 def _normalise_over_processes(norm: Any, x: Tensor) -> Tensor:
-    """Batch norm by mean and variance over the batches of all processes, whose sizes may differ."""
+    """Batch norm by mean and variance over the batches of all processes, whose sizes may differ.
+
+    As PyTorch's batch norm does, it computes in float32 or float64, and returns the dtype of ``x``. A sum over the
+    positions overflows float16, and so does their number.
+    """
     group = norm.process_group or dist.group.WORLD
     axes = [axis for axis in range(x.dim()) if axis != 1]
     shape = [1, -1, *[1] * (x.dim() - 2)]
-    count = x.new_tensor([x.numel() / x.shape[1]])
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    count = wide.new_tensor([x.numel() / x.shape[1]])
     dist.all_reduce(count, group=group)
     # all_reduce of torch.distributed.nn passes gradients: each process's statistics depend on all batches.
-    mean = all_reduce(x.sum(axes), group=group) / count
-    centred = x - mean.view(shape)
+    mean = all_reduce(wide.sum(axes), group=group) / count
+    centred = wide - mean.view(shape)
     variance = all_reduce(centred.square().sum(axes), group=group) / count
     if norm.training and norm.track_running_stats:
         norm.num_batches_tracked.add_(1)
         momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
         with torch.no_grad():
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-            norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var.dtype), momentum)
+            for running, found in ((norm.running_mean, mean), (norm.running_var, variance * count / (count - 1))):
+                running.copy_(running.to(wide.dtype).lerp(found, momentum))
     out = centred * torch.rsqrt(variance + norm.eps).view(shape)
-    return out * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else out
+    if norm.affine:
+        out = out * norm.weight.to(wide.dtype).view(shape) + norm.bias.to(wide.dtype).view(shape)
+    return out.to(x.dtype)

@@ -13,13 +13,14 @@ from mmengine.runner import Runner
 
 from sa_mmdet.coco_format import read_annotations
 from sa_mmdet.messages import listed
+from sa_mmdet.registry import register
 
 from .check_classes import annotations_of, check_classes, is_local, parts
 
 _SHOWN = 3  # files that an error names
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class CheckDataset(Hook):
     """Check that every image of the data sets exists and that their annotations are valid.
 

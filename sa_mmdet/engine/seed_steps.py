@@ -6,13 +6,15 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from sa_mmdet.registry import register
+
 from .batches import seed_everything
 from .position import numbered
 
 _DATA, _STEP, _EPOCH = range(3)  # so that the three never draw the same numbers
 
 
-@HOOKS.register_module(name=["SeedSteps", "SeedEpochs"])
+@register(HOOKS, "SeedSteps", "SeedEpochs")
 class SeedSteps(Hook):
     """Seed every random generator before each step and each batch, from the run's seed and their number.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -153,6 +154,35 @@ def test_nothing_is_added_to_what_the_user_allows() -> None:
     code += "print([name for name in added if 'mmengine' in name or 'numpy' in name or 'sa_mmdet' in name])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+USERS_OWN = """
+import io, sys, torch
+from mmengine.logging.history_buffer import HistoryBuffer
+class Mine:
+    def __setstate__(self, state): pass
+def allow(): torch.serialization.add_safe_globals([(Mine, "mmengine.logging.history_buffer.HistoryBuffer")])
+if "before" in sys.argv: allow()
+import sa_mmdet
+if "after" in sys.argv: allow()
+history = HistoryBuffer()
+history._log_history = history._count_history = []
+history._statistics_methods = {}
+torch.save(history, file := io.BytesIO())
+file.seek(0)
+print(type(torch.load(file, weights_only=True)) is Mine)
+"""
+
+
+@pytest.mark.skipif(needs.OLD, reason="add_safe_globals takes names from PyTorch 2.6 on")
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("seed", [3, *(pytest.param(seed, marks=pytest.mark.long) for seed in (0, 1, 2, *range(4, 9)))])
+def test_what_the_user_allows_is_not_contradicted(order: str, seed: int) -> None:
+    """Of two entries of one name, PyTorch takes either, by the order of a set, which changes with the hash seed."""
+    environment = os.environ | dict(PYTHONHASHSEED=str(seed))
+    command = [sys.executable, "-c", USERS_OWN, order]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.stdout.strip() == "True", result.stderr
 
 
 class Served:

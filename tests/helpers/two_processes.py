@@ -1,4 +1,4 @@
-"""A training of a small network by two processes over gloo. It is a module because each process must import it."""
+"""What two processes over gloo compute. It is a module because each process must import it."""
 
 import os
 from pathlib import Path
@@ -75,12 +75,17 @@ def trained(network: Any, inputs: Tensor, accumulated: int) -> None:
         network.train_step(dict(inputs=batch), wrapper)
 
 
-def work(rank: int, port: int, folder: Path) -> None:
-    """Run one process: train all cases, and write the state of each to a file."""
+def launch(rank: int, port: int) -> None:
+    """Let MMEngine launch this process as one of two."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(WORLD))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     init_dist("pytorch", "nccl")
+
+
+def work(rank: int, port: int, folder: Path) -> None:
+    """Run one process: train all cases, and write the state of each to a file."""
+    launch(rank, port)
     for name in CASES:
         for wrapper in WRAPPERS:
             network = made(name)
@@ -88,4 +93,27 @@ def work(rank: int, port: int, folder: Path) -> None:
             trained(wrapped, batches()[:, rank], CASES[name][1])
             state = {key.removeprefix("module."): value for key, value in wrapped.state_dict().items()}
             torch.save(state, folder / f"{name}.{wrapper}.{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+def maps() -> Tensor:
+    """Maps of a detector's size, whose number of positions overflows float16: processes x N x C x H x W."""
+    return torch.randn(WORLD, 2, 3, 200, 304, generator=torch.Generator().manual_seed(0)) * 3 + 1
+
+
+def normalised(norm: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The output of a norm, the gradient of its input, and its running statistics, after one training step."""
+    x = x.detach().requires_grad_()
+    out = norm(x)
+    out.to(torch.promote_types(out.dtype, torch.float32)).pow(3).sum().backward()
+    assert x.grad is not None
+    return dict(out=out.detach(), grad=x.grad, **norm.state_dict())
+
+
+def normalise(rank: int, port: int, folder: Path, dtypes: list[tuple[torch.dtype, torch.dtype]]) -> None:
+    """Run one process: normalise maps of one dtype by a synchronised norm of another, for each pair."""
+    launch(rank, port)
+    for number, (dtype, norm_dtype) in enumerate(dtypes):
+        norm = nn.SyncBatchNorm(3).to(norm_dtype)
+        torch.save(normalised(norm, maps()[rank].to(dtype)), folder / f"{number}.{rank}.pth")
     torch.distributed.destroy_process_group()

@@ -23,13 +23,15 @@ COLUMNS = [
     "heads_g",
     "attention_g",
     "total_g",
+    "not_counted",
 ]
 
 
 def row(path: str, found: Complexity) -> dict[str, Any]:
     parts = [found.parameters / 1e6, found.trainable / 1e6, found.attention_parameters / 1e6]
     parts += [part / 1e9 for part in (found.backbone, found.neck, found.heads, found.attention, found.total)]
-    return dict(zip(COLUMNS, [Path(path).stem, *(round(part, 6) for part in parts)], strict=True))
+    values = [Path(path).stem, *(round(part, 6) for part in parts), "; ".join(found.not_counted)]
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def write(rows: list[dict[str, Any]], style: str) -> None:
@@ -41,12 +43,16 @@ def write(rows: list[dict[str, Any]], style: str) -> None:
         writer.writerows(rows)
     else:
         width = max(len(row["config"]) for row in rows)
-        print("config".ljust(width), *(column.rjust(11) for column in COLUMNS[1:]))
+        columns = COLUMNS[1:-1]
+        print("config".ljust(width), *(column.rjust(11) for column in columns))
         for values in rows:
-            print(values["config"].ljust(width), *(f"{values[column]:11.4f}" for column in COLUMNS[1:]))
+            print(values["config"].ljust(width), *(f"{values[column]:11.4f}" for column in columns))
         print(
             "\nparameters (_m) in millions, multiply-adds (_g) for one image in billions, the parts without attention"
         )
+        for values in rows:
+            if values["not_counted"]:
+                print(f"{values['config']}: not counted: {values['not_counted']}")
 
 
 def main() -> None:

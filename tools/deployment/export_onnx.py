@@ -1,7 +1,7 @@
 """Export a detector's backbone and neck to ONNX, with dynamic batch size, height and width.
 
-The shuffles and batch norms of an SAResNet are folded into its convolutions. --check compares the outputs of ONNX
-Runtime with those of PyTorch.
+The shuffles and batch norms of an SAResNet are folded into its convolutions. --check compares the outputs of the file
+in ONNX Runtime with those of the network in PyTorch as it was trained.
 """
 
 import argparse
@@ -47,11 +47,15 @@ def main() -> None:
     try:
         check_folder(arguments.target)
         cfg = Config.fromfile(arguments.config)
-        model = load(cfg, arguments.checkpoint, not arguments.keep_shuffle, not arguments.backbone_only)
+        neck = not arguments.backbone_only
+        model = load(cfg, arguments.checkpoint, not arguments.keep_shuffle, neck)
+        if model.obstacle:
+            print(f"exported as it was trained, not folded: {model.obstacle}")
         names = export_onnx(model, arguments.target)
         print(f"{arguments.target}: image -> {', '.join(names)}")
         if arguments.check:
-            difference = largest_difference(model, arguments.target, images(cfg, arguments.check))
+            trained = load(cfg, arguments.checkpoint, neck=neck)
+            difference = largest_difference(trained, arguments.target, images(cfg, arguments.check))
             print(
                 f"largest difference on {len(arguments.check)} images, relative to the largest output: {difference:.1e}"
             )
