@@ -10,11 +10,13 @@ exec((ROOT / "sa_mmdet" / "version.py").read_text(), VERSION)
 
 NATIVE = Path("sa_mmdet", "ops", "native")
 # Vectors as wide as the processor's come from the sources; NaN and infinities are computed with.
-FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas"]
+FLAGS = ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas"]
 
 
 def native() -> dict[str, Any]:
     """The library of operators for CPUs, where PyTorch is there to build it with; the package works without it."""
+    if any(command in sys.argv for command in ("egg_info", "dist_info", "sdist")):  # PyTorch takes seconds to import
+        return {}
     try:
         from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
     except Exception:  # an isolated build has no PyTorch; a broken one can raise anything

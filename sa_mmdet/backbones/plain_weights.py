@@ -46,8 +46,9 @@ def adapt(module: nn.Module, shapes: Shapes, state: dict[str, Any], prefix: str)
         prefix: What stands before the network's names.
 
     Raises:
-        ValueError: The weights hold a part of the network's attention, attention of another kind or with other
+        RuntimeError: The weights hold a part of the network's attention, attention of another kind or with other
             options, or a part of a convolution and its norm that the exact start changes; or the network is sharded.
+            PyTorch raises the same where weights do not fit.
     """
     held = [key for key in shapes if f"{prefix}{key}" in state]
     layers = {name: layer for name, layer in named_layers(module) if isinstance(layer, Attention)}
@@ -63,9 +64,9 @@ def adapt(module: nn.Module, shapes: Shapes, state: dict[str, Any], prefix: str)
 def _refuse_mixture(module: nn.Module, own: list[str], held: list[str], prefix: str) -> None:
     missing = [f"{prefix}{key}" for key in own if key not in set(held)]
     if missing:
-        raise ValueError(
-            f"weights for {type(module).__name__} hold a part of its attention ({prefix}{held[0]}, ...), and lack "
-            f"{listed(missing)}: {_WAY_OUT}"
+        raise RuntimeError(
+            f"the weights do not fit {type(module).__name__}: they hold a part of its attention "
+            f"({prefix}{held[0]}, ...), and lack {listed(missing)}: {_WAY_OUT}"
         )
 
 
@@ -79,7 +80,7 @@ def _refuse_other_options(
         differing = [key for key in expected if found[key] != expected[key]]
         if differing:
             key = differing[0]
-            raise ValueError(
+            raise RuntimeError(
                 f"{begin}{key} has the shape {found[key]} in the checkpoint, and {expected[key]} in the network: the "
                 f"checkpoint was made with other options of {type(layer).__name__}{_options(layer, begin, found)}"
             )
@@ -99,8 +100,9 @@ def _refuse_foreign_attention(module: nn.Module, state: Mapping[str, Any], prefi
     pattern = re.compile(rf"{re.escape(prefix)}layer\d\.(\d+\.)?({abbreviations})\.")
     foreign = [key for key in state if pattern.match(key)]
     if foreign:
-        raise ValueError(
-            f"weights for {type(module).__name__} hold another attention than its own: {listed(foreign)}: {_WAY_OUT}"
+        raise RuntimeError(
+            f"the weights do not fit {type(module).__name__}: they hold another attention: {listed(foreign)}: "
+            f"{_WAY_OUT}"
         )
 
 
@@ -132,13 +134,13 @@ def _is_complete(position: PluginPosition, state: Mapping[str, Any], prefix: str
     names = weights_before(position)
     missing = [f"{prefix}{name}" for name in names if f"{prefix}{name}" not in state]
     if missing and len(missing) < len(names):
-        raise ValueError(
+        raise RuntimeError(
             f"weights without attention hold a part of {prefix}{position.prefix}{position.conv_name} and its norm, and "
             f"lack {listed(missing)}: the exact start needs all of them"
         )
     own = getattr(position.block, position.conv_name).weight
     if not missing and own.dim() != 4:
-        raise ValueError(
+        raise RuntimeError(
             f"{prefix}{position.prefix}{position.conv_name} is sharded, and weights of a plain ResNet cannot start "
             "attention after that: load them before, by the backbone's init_cfg=dict(type='Pretrained', ...)"
         )

@@ -50,7 +50,9 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
     return found
 
 
-@pytest.mark.parametrize("family", ["mask", "faster", "retina"])
+@pytest.mark.parametrize(
+    "family", ["mask", *(pytest.param(family, marks=pytest.mark.long) for family in ("faster", "retina"))]
+)
 def test_each_object_of_each_family_has_a_map(family: str, networks: dict[str, tuple[Path, Path]]) -> None:
     photo, found = ActivationMaps(*networks[family])(networks["photo"][0], top=6, threshold=0)
     assert photo.shape == (90, 150, 3)
@@ -66,7 +68,7 @@ def test_each_object_of_each_family_has_a_map(family: str, networks: dict[str, t
     assert any(one.map.max() > 0 for one in found)
 
 
-@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+@pytest.mark.parametrize("method", ["gradcam", pytest.param("hirescam", marks=pytest.mark.long)])
 def test_the_map_is_the_gradient_times_the_activation(method: str, networks: dict[str, tuple[Path, Path]]) -> None:
     maps = ActivationMaps(*networks["faster"], layer="backbone.layer2.1", method=method)
     _, found = maps(networks["photo"][0], top=1, threshold=0)
@@ -86,7 +88,7 @@ def test_the_map_is_the_gradient_times_the_activation(method: str, networks: dic
     np.testing.assert_allclose(found[0].map, (expected / expected.max()).detach(), atol=1e-5)
 
 
-@pytest.mark.parametrize("option", ["--variant", "--arm"])  # the second is its former name
+@pytest.mark.parametrize("option", ["--variant", pytest.param("--arm", marks=pytest.mark.long)])  # its former name
 def test_the_tool_draws_one_row_per_variant(
     option: str, networks: dict[str, tuple[Path, Path]], tool: Tool, tmp_path: Path
 ) -> None:

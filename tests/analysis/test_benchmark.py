@@ -11,7 +11,7 @@ from sa_mmdet.analysis.benchmark import benchmark
 from sa_mmdet.analysis.benchmark_steps import PublishedShuffleAttention
 
 
-@pytest.mark.parametrize("level", ["operator", "backbone", "detector"])
+@pytest.mark.parametrize("level", ["operator", "backbone", pytest.param("detector", marks=pytest.mark.long)])
 def test_every_variant_is_measured_beside_the_plain_one(level: str) -> None:
     found = benchmark(level, (64, 64), 1, ["published", "reference", "fused", "se"], repeats=2, memory=False)
     assert list(found) == ["plain", "published", "reference", "fused", "se"]

@@ -44,8 +44,14 @@ def test_every_cell_of_table_2(row: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    make_tables.paper_rows("table3_coco_detection.csv"),
-    ids=lambda row: f"{row['detector']}-{row['backbone']}-{row['attention']}",
+    [
+        pytest.param(
+            row,
+            marks=[pytest.mark.long] * (row["backbone"] == "ResNet-101"),
+            id=f"{row['detector']}-{row['backbone']}-{row['attention']}",
+        )
+        for row in make_tables.paper_rows("table3_coco_detection.csv")
+    ],
 )
 def test_every_cell_of_table_3(row: dict[str, str]) -> None:
     [variant] = [variant for variant, name in make_tables.ATTENTION.items() if name == row["attention"]]
@@ -60,7 +66,11 @@ def test_every_cell_of_table_3(row: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "giga"),
-    [("faster_rcnn/faster-rcnn_r50", 206.81), ("retinanet/retinanet_r50", 238.99), ("mask_rcnn/mask-rcnn_r50", 259.79)],
+    [
+        pytest.param("faster_rcnn/faster-rcnn_r50", 206.81, marks=pytest.mark.long),
+        ("retinanet/retinanet_r50", 238.99),
+        pytest.param("mask_rcnn/mask-rcnn_r50", 259.79, marks=pytest.mark.long),
+    ],
 )
 def test_mmengines_counts_are_those_of_a_real_forward(name: str, giga: float) -> None:
     found = analyze(Config.fromfile(CONFIGS / f"{name}_fpn_1x_coco.py").model)

@@ -233,7 +233,7 @@ def test_an_exact_start_only_scales_and_moves(case: Case) -> None:
     torch.testing.assert_close(module(x)[:, destination], gate * x, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.long)])
 @every_case
 def test_resnet_pretrained_starts_from_the_plain_function(case: Case, depth: int, tmp_path: Path) -> None:
     plain = ResNet(depth)

@@ -99,7 +99,6 @@ def test_any_way_of_loading_keeps_the_plain_function(attention: str, load: Load,
 @pytest.mark.parametrize(
     "options",
     [
-        dict(depth=50),
         dict(depth=50, deep_stem=True, avg_down=True),
         dict(depth=50, style="caffe", frozen_stages=1),
         dict(depth=50, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2)),
@@ -151,7 +150,7 @@ def test_what_is_neither_is_refused_by_name(tmp_path: Path) -> None:
     mixture = without(built(sa).state_dict(), "layer3.1.sa.")
     refused = [
         (sa, mixture, r"hold a part of its attention \(layer1\.0\.sa\.cweight, .*lack layer3\.1\.sa\.cweight"),
-        (sa, built(se).state_dict(), r"hold another attention than its own: layer1\.0\.se\.fc\.0\.weight"),
+        (sa, built(se).state_dict(), r"do not fit SAResNet: they hold another attention: layer1\.0\.se\.fc\.0\.weight"),
         (
             sa,
             built({**sa, "groups": 16}).state_dict(),
@@ -161,7 +160,7 @@ def test_what_is_neither_is_refused_by_name(tmp_path: Path) -> None:
     ]
     for cfg, state, message in refused:
         for load in (by_state_dict, by_pretrained):
-            with pytest.raises(ValueError, match=message):
+            with pytest.raises(RuntimeError, match=message):
                 load(cfg, state, tmp_path)
 
 

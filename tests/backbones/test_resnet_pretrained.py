@@ -44,7 +44,7 @@ def assert_same_function(model: Any, plain: Any) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("depth", GROUPS)
+@pytest.mark.parametrize("depth", [18, 34, 50, *(pytest.param(depth, marks=pytest.mark.long) for depth in (101, 152))])
 def test_the_first_step_computes_the_plain_function(tmp_path: Path, depth: int) -> None:
     plain = randomised(ResNet(depth))
     torch.save(plain.state_dict(), tmp_path / "plain.pth")
@@ -74,7 +74,9 @@ def test_options_of_resnet(tmp_path: Path, options: dict) -> None:
     assert_same_function(model, plain)
 
 
-@pytest.mark.parametrize("position", ["after_conv1", "after_conv2", "after_conv3"])
+@pytest.mark.parametrize(
+    "position", [*(pytest.param(f"after_conv{i}", marks=pytest.mark.long) for i in (1, 2)), "after_conv3"]
+)
 def test_any_position_in_mmdetections_own_resnet(tmp_path: Path, position: str) -> None:
     plain = randomised(ResNet(50))
     torch.save(plain.state_dict(), tmp_path / "plain.pth")

@@ -24,7 +24,10 @@ def build(path: Path) -> Any:
         return MODELS.build(cfg.model)
 
 
-@pytest.mark.parametrize("path", DETECTORS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.long] * ("-r101" in path.stem), id=path.stem) for path in DETECTORS],
+)
 def test_config_builds(path: Path) -> None:
     model = build(path)
     found = {make_tables.ATTENTION[m._abbr_] for m in model.modules() if isinstance(m, Attention)}
@@ -60,8 +63,9 @@ def _labels(classes: int) -> list[Any]:
     return [DataSample().set_gt_label(i % classes) for i in range(2)]
 
 
-def test_coco_configs_change_only_the_backbone() -> None:
-    for path in COCO:
+@pytest.mark.parametrize("paths", [COCO[::7], pytest.param(COCO, marks=pytest.mark.long)], ids=["some", "all"])
+def test_coco_configs_change_only_the_backbone(paths: list[Path]) -> None:
+    for path in paths:
         plain = re.sub("_[a-z]+-r", "_r", path.name)
         base = Config._get_cfg_path(f"mmdet::{path.parent.name}/{plain}", str(path))[0]
         ours, theirs = (_without_scope(Config.fromfile(name).to_dict()) for name in (path, base))

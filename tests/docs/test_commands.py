@@ -86,9 +86,12 @@ def test_the_guides_attention_is_all_that_is_needed() -> None:
 
 def test_the_readmes_config_starts_from_torchvisions_weights(tmp_path: Path) -> None:
     [block] = python_blocks(REPOSITORY / "README.md")
-    assert RESNET50 in block.text
-    (tmp_path / "my_config.py").write_text(block.text.replace(RESNET50, str(put_resnet50(tmp_path))))
-    backbone = MODELS.build(Config.fromfile(tmp_path / "my_config.py").model.backbone).double()
+    (tmp_path / "my_config.py").write_text(block.text)
+    cfg = Config.fromfile(tmp_path / "my_config.py").model.backbone
+    assert cfg.type == "SAResNet"
+    assert cfg.init_cfg.checkpoint == RESNET50
+    cfg.init_cfg.checkpoint = str(put_resnet50(tmp_path))
+    backbone = MODELS.build(cfg).double()
     backbone.init_weights()
     plain = MODELS.build(dict(type="ResNet", depth=50)).double()
     plain.load_state_dict({k: v for k, v in weights("none").items() if not k.startswith("fc.")})
@@ -121,7 +124,9 @@ SMALL = [
 def follow_own_data(folder: Path, changes: dict[str, str]) -> str:
     """Follow docs/own_data.md from its first to its last block, with both of its configs."""
     reader = Reader(
-        folder, {RESNET50: str(put_resnet50(folder)), **changes}, {r"my_config\.py": f"--cfg-options {' '.join(SMALL)}"}
+        folder,
+        {'type="SAResNet"),': f'type="SAResNet", init_cfg=dict(checkpoint="{put_resnet50(folder)}")),', **changes},
+        {r"my_config\.py": f"--cfg-options {' '.join(SMALL)}"},
     )
     said = reader.follow(DOCS / "own_data.md")
     assert said.count("Epoch(val) [1]") == 2
@@ -135,7 +140,7 @@ def follow_own_data(folder: Path, changes: dict[str, str]) -> str:
 @pytest.mark.long
 def test_own_data(tmp_path: Path) -> None:
     said = follow_own_data(tmp_path, {})
-    assert f"load plain ResNet weights from: {tmp_path / 'resnet50.pth'}" in said
+    assert "SAResNet: weights of a plain ResNet; the 16 new attention layers start" in said
 
 
 @pytest.mark.long

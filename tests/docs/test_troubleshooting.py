@@ -189,10 +189,20 @@ PROVOCATIONS: dict[str, Provocation] = {
 }
 
 
-@pytest.mark.parametrize("quoted", QUOTED, ids=lambda text: text[:25])
+def provocation(quoted: str) -> Provocation:
+    [found] = [function for start, function in PROVOCATIONS.items() if quoted.startswith(start)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        pytest.param(quoted, marks=[pytest.mark.long] * (provocation(quoted) is mim_train), id=quoted[:25])
+        for quoted in QUOTED
+    ],
+)
 def test_the_error_is_as_quoted(quoted: str, tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [provoke] = [function for start, function in PROVOCATIONS.items() if quoted.startswith(start)]
-    assert quoted in provoke(tmp_path, shapes, monkeypatch)
+    assert quoted in provocation(quoted)(tmp_path, shapes, monkeypatch)
 
 
 def test_every_provocation_is_quoted() -> None:

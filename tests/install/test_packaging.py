@@ -84,6 +84,7 @@ def test_search(installed: dict[str, str], tmp_path: Path) -> None:
 
 
 @by_name
+@pytest.mark.long
 def test_download_offers_the_weights_that_exist_and_refuses_others(installed: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mim", "download", "sa_mmdet", "--dest", str(tmp_path), "--config"]
     result = subprocess.run(
@@ -127,6 +128,7 @@ def test_train_test_run_and_gridsearch(installed: dict[str, str], shapes: Path, 
     assert len(list(tmp_path.glob("grid*/**/epoch_1.pth"))) == 2
 
 
+@pytest.mark.long
 def test_mmdetections_own_script_accepts_a_config_of_the_wheel(
     installed: dict[str, str], shapes: Path, tmp_path: Path
 ) -> None:
@@ -149,7 +151,10 @@ def test_openmim_finds_the_checkout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "positional", "launcher_argument"),
-    [("train.py", ["absent.py"], "--local_rank=0"), ("test.py", ["absent.py", "absent.pth"], "--local-rank=0")],
+    [
+        ("train.py", ["absent.py"], "--local_rank=0"),
+        pytest.param("test.py", ["absent.py", "absent.pth"], "--local-rank=0", marks=pytest.mark.long),
+    ],
 )
 def test_the_tools_accept_the_arguments_of_launchers(
     name: str, positional: list[str], launcher_argument: str, tmp_path: Path

@@ -32,8 +32,13 @@ shuffle_attention: Any = ops.shuffle_attention_residual
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the tests below run here")
-def test_as_if_on_a_gpu() -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+@pytest.mark.parametrize(
+    "which",
+    ["dispatch or autocast or backbone or (compile and channels_last)", pytest.param("", marks=pytest.mark.long)],
+    ids=["some", "all"],
+)
+def test_as_if_on_a_gpu(which: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", which, __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-5000:]

@@ -224,7 +224,11 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize(
-    "content", ["raise ImportError('libtriton.so: no such file')", "raise OSError(5, 'input')", ""]
+    "content",
+    [
+        "raise ImportError('libtriton.so: no such file')",
+        *(pytest.param(content, marks=pytest.mark.long) for content in ("raise OSError(5, 'input')", "")),
+    ],
 )
 def test_a_broken_triton_does_not_break_the_package(content: str, tmp_path: Path) -> None:
     (tmp_path / "triton").mkdir()

@@ -211,40 +211,40 @@ INLINE void backward_row(
 }
 
 // The functions that are compiled for several processors must not be templates.
-#define FORWARD_ROW(NAME, T, A, RESIDUAL)                                                                     \
-  CLONES void NAME(                                                                                           \
+#define FORWARD_ROW(CLONED, NAME, T, A, RESIDUAL)                                                             \
+  CLONED void NAME(                                                                                           \
       const T* x, const T* identity, T* out, int64_t length, Channel<A> channel, A eps, A* mean, A* rstd) {   \
     forward_row<T, A, RESIDUAL>(x, identity, out, length, channel, eps, mean, rstd);                          \
   }
-#define BACKWARD_ROW(NAME, T, A, RESIDUAL)                                                                    \
-  CLONES void NAME(                                                                                           \
+#define BACKWARD_ROW(CLONED, NAME, T, A, RESIDUAL)                                                            \
+  CLONED void NAME(                                                                                           \
       const T* grad_out, const T* x, const T* out, T* grad_x, T* grad_identity, int64_t length,               \
       Channel<A> channel, A mean, A rstd, A* scratch, Sums<A>* sums) {                                        \
     backward_row<T, A, RESIDUAL>(                                                                             \
         grad_out, x, out, grad_x, grad_identity, length, channel, mean, rstd, scratch, sums);                 \
   }
-#define ROWS(T, A, SUFFIX)                             \
-  FORWARD_ROW(forward_alone_##SUFFIX, T, A, false)     \
-  FORWARD_ROW(forward_residual_##SUFFIX, T, A, true)   \
-  BACKWARD_ROW(backward_alone_##SUFFIX, T, A, false)   \
-  BACKWARD_ROW(backward_residual_##SUFFIX, T, A, true) \
-  template <>                                          \
-  struct Rows<T> {                                     \
-    using Wide = A;                                    \
-    static auto forward(bool residual) {               \
+#define ROWS(CLONED, T, A, SUFFIX)                                          \
+  FORWARD_ROW(CLONED, forward_alone_##SUFFIX, T, A, false)                  \
+  FORWARD_ROW(CLONED, forward_residual_##SUFFIX, T, A, true)                \
+  BACKWARD_ROW(CLONED, backward_alone_##SUFFIX, T, A, false)                \
+  BACKWARD_ROW(CLONED, backward_residual_##SUFFIX, T, A, true)              \
+  template <>                                                               \
+  struct Rows<T> {                                                          \
+    using Wide = A;                                                         \
+    static auto forward(bool residual) {                                    \
       return residual ? forward_residual_##SUFFIX : forward_alone_##SUFFIX; \
-    }                                                  \
-    static auto backward(bool residual) {              \
+    }                                                                       \
+    static auto backward(bool residual) {                                   \
       return residual ? backward_residual_##SUFFIX : backward_alone_##SUFFIX; \
-    }                                                  \
+    }                                                                       \
   };
 
 template <typename T>
 struct Rows;
-ROWS(float, float, f32)
-ROWS(double, double, f64)
-ROWS(c10::BFloat16, float, bf16)
-ROWS(c10::Half, float, f16)
+ROWS(CLONES, float, float, f32)
+ROWS(, double, double, f64)
+ROWS(CLONES, c10::BFloat16, float, bf16)
+ROWS(, c10::Half, float, f16)
 
 // The channels, their vectors and where they are in the shuffled maps.
 template <typename A>
