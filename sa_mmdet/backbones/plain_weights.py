@@ -11,6 +11,7 @@ from typing import Any
 
 from mmengine.logging import print_log
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sa_mmdet.attention import Attention, LayerShapes
 from sa_mmdet.checkpoints.resnet_names import attention_by_abbreviation
@@ -19,7 +20,6 @@ from sa_mmdet.messages import listed, one_line
 from .exact_start import PluginPosition, attention_positions, named_layers, undo_attention, weights_before
 
 _WAY_OUT = "give the network the attention that the checkpoint was made with, or load weights of a plain ResNet"
-
 
 # The shapes of the weights of attention, by their names in the network.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -132,6 +132,8 @@ def _start_exactly(module: nn.Module, state: dict[str, Any], prefix: str, after_
 
 def _is_complete(position: PluginPosition, state: Mapping[str, Any], prefix: str) -> bool:
     names = weights_before(position)
+    if not isinstance(getattr(position.block, position.norm_name), _BatchNorm):
+        names = names[:1]  # there is no exact start, which undo_attention says
     missing = [f"{prefix}{name}" for name in names if f"{prefix}{name}" not in state]
     if missing and len(missing) < len(names):
         raise RuntimeError(

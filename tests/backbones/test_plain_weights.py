@@ -175,15 +175,19 @@ def test_other_weights_load_as_they_do_in_mmdetection(tmp_path: Path) -> None:
 
 
 def test_attention_without_an_exact_start_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for cfg in (
-        dict(type="AttentionResNet", depth=18, stage_attention=dict(type="BAM")),
-        dict(type="AttentionResNet", depth=18, attention=dict(type="SqueezeExcitation", gate="tanh")),
+    group_norm = dict(norm_cfg=dict(type="GN", num_groups=2))
+    for options, plain in (
+        (dict(stage_attention=dict(type="BAM")), {}),
+        (dict(attention=dict(type="SqueezeExcitation", gate="tanh")), {}),
+        (dict(attention=ATTENTION["SA"], **group_norm), group_norm),
     ):
         with caplog.at_level("WARNING"):
             caplog.clear()
             MMLogger.get_current_instance().addHandler(caplog.handler)
-            by_pretrained(cfg, trained().state_dict(), tmp_path)
+            cfg = dict(type="AttentionResNet", depth=18, **options)
+            model = by_pretrained(cfg, trained(**plain).state_dict(), tmp_path)
         assert "whose function the first step does not compute" in caplog.text
+        assert model.conv1.weight.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["SAResNet", "ResNet"])
