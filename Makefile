@@ -14,6 +14,8 @@ DEMO_DIR ?= work_dirs/demo
 DEMO_CONFIG = configs/demo/mask-rcnn_sa-r18_fpn_shapes.py
 
 export VENV STACK TORCH TORCH_ARGS OPERATORS
+# Without bytecode every process would compile all packages again, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
 BIN = "$(VENV)"/bin
 
 .PHONY: install lint test test-long demo check-gpu clean

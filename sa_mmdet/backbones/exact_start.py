@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -93,8 +94,9 @@ def undo_attention(positions: Sequence[PluginPosition], state: dict[str, Any], p
         weight, *moved = (f"{prefix}{key}" for key in weights_before(position))
         for key in (weight, *moved):
             state[key] = state[key][destination.to(state[key].device)]
-        for key in moved[:2]:
-            state[key] = state[key] / gate
+        norm_layer: Any = getattr(position.block, position.norm_name)
+        for key in moved[:2]:  # in the network's precision, where the checkpoint's is lower
+            state[key] = state[key].to(torch.promote_types(state[key].dtype, norm_layer.weight.dtype)) / gate
         name = f"{prefix}{position.prefix}{position.plugin_names[0]}."
         state.update({f"{name}{key}": value.clone() for key, value in position.plugins[0].state_dict().items()})
 

@@ -111,6 +111,12 @@ def test_only_the_type_is_changed(options: dict[str, Any], tmp_path: Path) -> No
     assert_same_function(model, plain)
 
 
+def test_half_precision_of_a_file_is_not_that_of_the_network(tmp_path: Path) -> None:
+    plain = trained().half()
+    model = by_pretrained(dict(type="SAResNet", depth=18, groups=32), plain.state_dict(), tmp_path)
+    assert_same_function(model, plain.double())
+
+
 def test_some_stages_have_attention(tmp_path: Path) -> None:
     plain = trained(50)
     model = by_state_dict(
@@ -175,12 +181,13 @@ def test_other_weights_load_as_they_do_in_mmdetection(tmp_path: Path) -> None:
 
 
 def test_attention_without_an_exact_start_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    group_norm = dict(norm_cfg=dict(type="GN", num_groups=2))
-    for options, plain in (
+    group_norm: dict[str, Any] = dict(norm_cfg=dict(type="GN", num_groups=2))
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (dict(stage_attention=dict(type="BAM")), {}),
         (dict(attention=dict(type="SqueezeExcitation", gate="tanh")), {}),
         (dict(attention=ATTENTION["SA"], **group_norm), group_norm),
-    ):
+    ]
+    for options, plain in cases:
         with caplog.at_level("WARNING"):
             caplog.clear()
             MMLogger.get_current_instance().addHandler(caplog.handler)
