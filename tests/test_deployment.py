@@ -154,7 +154,8 @@ def test_the_exported_network_computes_the_same(
 
 @onnx_needed
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["ConvWS", pytest.param("GN", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["ConvWS", "GN"])
 def test_what_cannot_be_folded_is_exported_as_it_was_trained(name: str, tool: Tool, tmp_path: Path) -> None:
     cfg = Config.fromfile(DEMO)
     cfg.model.backbone.update(NOT_FOLDED[name][0])
@@ -189,6 +190,7 @@ def test_the_check_finds_mistakes_in_folding(
 
 @onnx_needed
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
 def test_the_export_does_not_change_the_model(tmp_path: Path) -> None:
     cfg = dict(type="SAResNet", depth=18, groups=16, out_indices=(0,))
     backbone: Any = MODELS.build(cfg)
@@ -207,6 +209,7 @@ def _attention(model: nn.Module) -> list[tuple[str, Any]]:
 
 @onnx_needed
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
 def test_baked_and_exported_agree_on_real_images(coco128: Path, tmp_path: Path) -> None:
     cfg = Config.fromfile(CONFIGS / "retinanet" / "retinanet_sa-r50_fpn_1x_coco.py")
     model = as_if_trained(MODELS.build(cfg.model))

@@ -31,7 +31,13 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=BACKBONES, scope="module")
+# Each is compiled and exported, which takes long; these three are like others.
+_LONG = ("SA-18, PyTorch's operators", "ECA", "SGE")
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.long] * (name in _LONG)) for name in BACKBONES], scope="module"
+)
 def backbone(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
     model = MODELS.build(dict(base_channels=16, norm_eval=True, frozen_stages=-1, **BACKBONES[request.param]))
