@@ -24,14 +24,24 @@ def remove_nothing_elsewhere() -> None:
         if kept is not None:
             recorded["keep_ckpt_ids"] = [step for step in kept if type(step) is int] if isinstance(kept, list) else []
         begin(self, runner)
+
+    CheckpointHook.before_train = before_train
+    for name in ("_save_best_checkpoint", "after_train"):  # which remove the best checkpoint, or publish it beside it
+        setattr(CheckpointHook, name, _forgetting_others(getattr(CheckpointHook, name)))
+
+
+def _forgetting_others(original: Any) -> Any:
+    @functools.wraps(original)
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
         if getattr(self, "best_ckpt_path", None) is not None and not _is_own_best(self.best_ckpt_path, self.out_dir):
             self.best_ckpt_path = None
         paths = getattr(self, "best_ckpt_path_dict", {})
         for metric, path in paths.items():
             if path is not None and not _is_own_best(path, self.out_dir):
                 paths[metric] = None
+        return original(self, *arguments, **options)
 
-    CheckpointHook.before_train = before_train
+    return method
 
 
 def _is_own_best(path: Any, folder: str) -> bool:
