@@ -31,18 +31,14 @@ class Annotations:
     named: bool  # whether the user named them, rather than the data set's class
 
 
-def attach(runners: Iterable[type]) -> None:
-    """Let runners check their class names when training, validation or test begins.
+def checking(phases: Sequence[str], original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Wrap a runner's method, so that it first checks the class names of its data.
 
     Args:
-        runners: MMEngine's classes of runners.
+        phases: The phases whose data the method reads, of 'train', 'val' and 'test'.
+        original: The method.
     """
-    for runner in runners:
-        for name, phases in (("train", ("train", "val")), ("val", ("val",)), ("test", ("test",))):
-            setattr(runner, name, _checking(getattr(runner, name), phases))
 
-
-def _checking(original: Callable[[Any], Any], phases: Sequence[str]) -> Callable[[Any], Any]:
     @functools.wraps(original)
     def run(self: Any) -> Any:
         found = [annotations for phase in phases for annotations in _of_phase(self, phase)]

@@ -24,6 +24,12 @@ def _runners() -> list[type]:
     return [Runner] if flexible is None else [Runner, flexible]
 
 
+def _wrap(name: str, wrap: Callable[[Any], Any]) -> None:
+    """Replace a method of all runners by what ``wrap`` makes of it."""
+    for runner in _runners():
+        setattr(runner, name, wrap(getattr(runner, name)))
+
+
 def write_checkpoints_atomically() -> None:
     """Replace MMEngine's save_checkpoint wherever its runners and strategies look it up."""
     save = checkpoint.save_checkpoint
@@ -33,8 +39,7 @@ def write_checkpoints_atomically() -> None:
 
 def resume_from_complete_checkpoints() -> None:
     """Let runners resume from the newest complete checkpoint, whatever ``last_checkpoint`` names."""
-    for runner in _runners():
-        runner.load_or_resume = _choosing(runner.load_or_resume)  # type: ignore[attr-defined]
+    _wrap("load_or_resume", _choosing)
 
 
 def _choosing(original: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -53,9 +58,8 @@ def _choosing(original: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def stop_and_continue_exactly() -> None:
     """Let runners stop at the next step on SIGTERM, and continue with the step after it."""
-    for runner in _runners():
-        runner.train = _stopping(runner.train)  # type: ignore[attr-defined]
-        runner.build_dataloader = staticmethod(_undisturbed(runner.build_dataloader))  # type: ignore[attr-defined]
+    _wrap("train", _stopping)
+    _wrap("build_dataloader", lambda original: staticmethod(_undisturbed(original)))
 
 
 def _stopping(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -77,10 +81,15 @@ def _stopping(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return train
 
 
+def check_class_names() -> None:
+    """Let runners look up their class names in the annotations when training, validation or test begins."""
+    for name, phases in (("train", ("train", "val")), ("val", ("val",)), ("test", ("test",))):
+        _wrap(name, functools.partial(check_classes.checking, phases))
+
+
 def warn_of_frozen_layers() -> None:
     """Let runners warn of frozen layers that no checkpoint has given their values."""
-    for runner in _runners():
-        runner.train = _warning(runner.train)  # type: ignore[attr-defined]
+    _wrap("train", _warning)
 
 
 def _warning(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -127,7 +136,7 @@ REPAIRS = (
         "class names are looked up in the annotations",
         "MMDetection drops the objects of a class that it does not find, and numbers the others anew",
         "every MMDetection so far",
-        lambda: check_classes.attach(_runners()),
+        check_class_names,
     ),
     Repair(
         "frozen layers without weights are told",
