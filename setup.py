@@ -2,7 +2,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION: dict[str, str] = {}
@@ -31,8 +31,6 @@ def native() -> dict[str, Any]:
             except (Exception, SystemExit) as error:
                 print(f"sa_mmdet: no C++ operator ({error}): PyTorch's own operators do its work", file=sys.stderr)
                 self.extensions = []
-
-    from setuptools import Extension
 
     extension = Extension(
         ".".join([*NATIVE.parts, names["library_name"]()]),

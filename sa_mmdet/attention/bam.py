@@ -31,9 +31,9 @@ class _VectorNorm(nn.BatchNorm1d):
         mean, variance = statistics.running_mean, statistics.running_var
         with torch.no_grad():
             # About the running mean, since one vector has no variance about its own.
-            deviations = x.to(mean.dtype) - mean
-            variance.lerp_(deviations.square().mean(0), statistics.momentum)
-            mean.lerp_(x.to(mean.dtype).mean(0), statistics.momentum)
+            vectors = x.to(mean.dtype)
+            variance.lerp_((vectors - mean).square().mean(0), statistics.momentum)
+            mean.lerp_(vectors.mean(0), statistics.momentum)
             statistics.num_batches_tracked.add_(1)
         # Copies, since a second forward pass before the backward pass changes the statistics again.
         return functional.batch_norm(x, mean.clone(), variance.clone(), self.weight, self.bias, eps=self.eps)

@@ -5,7 +5,8 @@ channels. Both can be undone in the convolution and the batch norm before it: th
 norm's weight and bias are divided by the gate.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,15 @@ def plugin_positions(module: nn.Module) -> Iterator[PluginPosition]:
             if plugin_names:
                 norm_name = getattr(block, f"norm{number}_name")
                 yield PluginPosition(f"{name}." if name else "", block, f"conv{number}", norm_name, plugin_names)
+
+
+def layers_after_stages(names: Iterable[str]) -> list[str]:
+    """The layers that follow stages instead of standing in their blocks, such as 'layer1.bam'.
+
+    Args:
+        names: The names of layers or of their weights.
+    """
+    return list(dict.fromkeys(found.group() for name in names if (found := re.match(r"layer\d\.[^\d.][^.]*", name))))
 
 
 def attention_positions(module: nn.Module) -> list[PluginPosition]:

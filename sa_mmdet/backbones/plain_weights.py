@@ -4,6 +4,7 @@
 ``_load_from_state_dict``, where the backbone calls :func:`adapt`.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
@@ -17,22 +18,31 @@ from sa_mmdet.attention import Attention, LayerShapes
 from sa_mmdet.checkpoints.resnet_names import attention_by_abbreviation
 from sa_mmdet.messages import listed, one_line
 
-from .exact_start import PluginPosition, attention_positions, named_layers, undo_attention, weights_before
+from .exact_start import (
+    PluginPosition,
+    attention_positions,
+    layers_after_stages,
+    named_layers,
+    undo_attention,
+    weights_before,
+)
 
 _WAY_OUT = "give the network the attention that the checkpoint was made with, or load weights of a plain ResNet"
 
-# The shapes of the weights of attention, by their names in the network.
-Shapes = Mapping[str, tuple[int, ...]]
+# For each attention layer of a network, by its name, the shapes of its weights, by their names in the layer.
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 
 
 def attention_shapes(module: nn.Module) -> Shapes:
     """The shapes of the weights of a network's attention; asked before the network is sharded."""
     return {
-        f"{name}.{key}": tuple(tensor.shape)
+        name: {
+            key: tuple(tensor.shape)
+            for key, tensor in layer.state_dict().items()
+            if not key.endswith("num_batches_tracked")  # which files from before PyTorch 0.4.1 do not have
+        }
         for name, layer in named_layers(module)
         if isinstance(layer, Attention)
-        for key, tensor in layer.state_dict().items()
-        if not key.endswith("num_batches_tracked")  # which files from before PyTorch 0.4.1 do not have
     }
 
 
@@ -50,19 +60,19 @@ def adapt(module: nn.Module, shapes: Shapes, state: dict[str, Any], prefix: str)
             options, or a part of a convolution and its norm that the exact start changes; or the network is sharded.
             PyTorch raises the same where weights do not fit.
     """
-    held = [key for key in shapes if f"{prefix}{key}" in state]
-    layers = {name: layer for name, layer in named_layers(module) if isinstance(layer, Attention)}
+    own = [f"{name}.{key}" for name, weights in shapes.items() for key in weights]
+    held = [key for key in own if f"{prefix}{key}" in state]
     if held:
-        _refuse_mixture(module, list(shapes), held, prefix)
-        _refuse_other_options(layers, shapes, state, prefix)
-    elif shapes:
+        _refuse_mixture(module, own, held, prefix)
+        _refuse_other_options(module, shapes, state, prefix)
+    elif own:
         _refuse_foreign_attention(module, state, prefix)
-        after_stages = [name for name in layers if re.fullmatch(r"layer\d\.[^\d.]+", name)]
-        _start_exactly(module, state, prefix, after_stages)
+        _start_exactly(module, state, prefix, layers_after_stages(shapes))
 
 
 def _refuse_mixture(module: nn.Module, own: list[str], held: list[str], prefix: str) -> None:
-    missing = [f"{prefix}{key}" for key in own if key not in set(held)]
+    present = set(held)
+    missing = [f"{prefix}{key}" for key in own if key not in present]
     if missing:
         raise RuntimeError(
             f"the weights do not fit {type(module).__name__}: they hold a part of its attention "
@@ -70,12 +80,10 @@ def _refuse_mixture(module: nn.Module, own: list[str], held: list[str], prefix: 
         )
 
 
-def _refuse_other_options(
-    layers: Mapping[str, Attention], shapes: Shapes, state: Mapping[str, Any], prefix: str
-) -> None:
-    for name, layer in layers.items():
-        begin = f"{prefix}{name}."
-        expected = {key.removeprefix(f"{name}."): shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
+def _refuse_other_options(module: nn.Module, shapes: Shapes, state: Mapping[str, Any], prefix: str) -> None:
+    layers: dict[str, Any] = dict(named_layers(module))
+    for name, expected in shapes.items():
+        begin, layer = f"{prefix}{name}.", layers[name]
         found = {key: tuple(state[f"{begin}{key}"].shape) for key in expected}
         differing = [key for key in expected if found[key] != expected[key]]
         if differing:
@@ -88,10 +96,10 @@ def _refuse_other_options(
 
 def _options(layer: Attention, begin: str, found: dict[str, tuple[int, ...]]) -> str:
     channels = getattr(layer, "in_channels", None)
-    try:
-        options = type(layer).options_of(LayerShapes(begin, channels or 0, found)) if channels else {}
-    except ValueError:
-        options = {}
+    options: dict[str, Any] = {}
+    if channels:
+        with contextlib.suppress(ValueError):
+            options = type(layer).options_of(LayerShapes(begin, channels, found))
     return f": {', '.join(f'{name}={value!r}' for name, value in options.items())}" if options else ""
 
 

@@ -12,12 +12,12 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from sa_mmdet.checkpoints import tensors_of
-from sa_mmdet.checkpoints.resnet_names import blocks_of, depth_of, find_prefix, sort_names
+from sa_mmdet.checkpoints.resnet_names import blocks_of, depth_of, sort_names
 from sa_mmdet.messages import listed, one_line
 from sa_mmdet.registry import register
 from sa_mmdet.untrusted import RefusedFileError, literal_config
 
-from .exact_start import attention_positions, plugin_positions, undo_attention
+from .exact_start import attention_positions, layers_after_stages, plugin_positions, undo_attention
 
 _UNEXPECTED = "unexpected keys"
 _PRETRAINED = "init_cfg=dict(type='Pretrained', ...)"
@@ -59,9 +59,9 @@ class ResNetPretrained:
         except Exception as error:  # torch.load can raise anything for a broken file
             raise ValueError(f"{self.checkpoint}: is not a readable checkpoint: {one_line(error)}") from error
         tensors = tensors_of(loaded, self.checkpoint)
-        if self.check_style:
-            self._check_style(module, loaded, self.prefix or _prefix_in(tensors))
         names = sort_names(tensors, self.checkpoint, self.prefix)
+        if self.check_style:
+            self._check_style(module, loaded, names.prefix)
         self._load(module, {name: tensors[key] for name, key in names.backbone.items()})
         if hasattr(module, "_params_init_info"):
             update_init_info(module, init_info=f"{type(self).__name__}: load from {self.checkpoint}")
@@ -107,7 +107,7 @@ class ResNetPretrained:
             )
 
     def _check_stages(self, own: Mapping[str, Tensor]) -> None:
-        after_stages = [key for key in own if re.match(r"layer\d\.[^\d]", key)]
+        after_stages = layers_after_stages(own)
         if after_stages:
             raise ValueError(
                 f"{self.checkpoint}: {after_stages[0]} belongs to a layer after a stage, which has no values that keep "
@@ -123,14 +123,6 @@ class ResNetPretrained:
                 )
 
 
-def _prefix_in(tensors: Mapping[str, Tensor]) -> str:
-    """The prefix of the backbone's keys, '' if it is not clear."""
-    try:
-        return find_prefix([key.removeprefix("module.") for key in tensors], "")
-    except ValueError:
-        return ""
-
-
 def _style_of(checkpoint: str, loaded: Any, prefix: str) -> str | None:
     """The style of a checkpoint's network by the config in it or by its name, or None if neither tells."""
     meta = loaded.get("meta") if isinstance(loaded, Mapping) else None
@@ -138,7 +130,7 @@ def _style_of(checkpoint: str, loaded: Any, prefix: str) -> str | None:
     if isinstance(text, str):
         with contextlib.suppress(RefusedFileError):
             entry: Any = literal_config(text, checkpoint).get("model")
-            for part in (prefix.removeprefix("module.").strip(".") or "backbone").split("."):
+            for part in (prefix.strip(".") or "backbone").split("."):
                 entry = entry.get(part) if isinstance(entry, Mapping) else None
             if isinstance(entry, Mapping):
                 return str(entry.get("style", "pytorch"))  # which is the default of ResNet

@@ -30,6 +30,7 @@ _TIMM_DEEP_STEM = [(r"^conv1\.", "stem."), (r"^bn1\.", "stem.7.")]
 class Names:
     """A checkpoint's keys, sorted by what they are for."""
 
+    prefix: str  # of the backbone's keys, without DataParallel's
     backbone: dict[str, str] = field(default_factory=dict)  # MMDetection's name: key in the file
     classifier: dict[str, str] = field(default_factory=dict)  # 'weight', 'bias' of the last layer: key in the file
     other: list[str] = field(default_factory=list)  # keys of other parts
@@ -61,7 +62,7 @@ def sort_names(keys: Iterable[str], path: str | Path, prefix: str | None = None)
     deep_stem = f"{prefix}conv1.0.weight" in key_of
     outer = prefix.removesuffix("backbone.")  # a classifier is beside 'backbone.'
     renamings = _renamings(deep_stem)
-    names = Names()
+    names = Names(prefix)
     for name, key in key_of.items():
         classifier = _CLASSIFIER.match(name.removeprefix(outer)) if name.startswith(outer) else None
         inner = name.removeprefix(prefix)

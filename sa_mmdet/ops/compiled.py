@@ -17,16 +17,16 @@ from .tensors import at_least_float32
 
 def _load() -> str | None:
     """Load the library; returns why there is none, or None."""
-    folder = Path(__file__).parent / "native"
-    found = [path for path in folder.glob("_torch_*") if path.name.partition(".")[0] == library_name()]
-    if not found:
-        others = sorted(path.name.partition(".")[0].removeprefix("_torch_") for path in folder.glob("_torch_*"))
-        built = f"compiled for PyTorch {', '.join(others)} alone" if others else "not compiled"
+    libraries = {path.name.partition(".")[0]: path for path in (Path(__file__).parent / "native").glob("_torch_*")}
+    own = libraries.get(library_name())
+    if own is None:
+        others = ", ".join(sorted(name.removeprefix("_torch_") for name in libraries))
+        built = f"compiled for PyTorch {others} alone" if others else "not compiled"
         return f"the C++ operator is {built}: install the package again, where there is a C++ compiler"
     try:
-        torch.ops.load_library(str(found[0]))
+        torch.ops.load_library(str(own))
     except (OSError, RuntimeError) as error:
-        return f"{found[0].name} cannot be loaded: {error}"
+        return f"{own.name} cannot be loaded: {error}"
     return None
 
 
