@@ -36,8 +36,9 @@ def by_pytorch(name: str, shape: tuple[int, int] = SHAPE) -> float:
     """The multiply-adds of all convolutions and matrix products of a forward, by PyTorch's own counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    text = Config(dict(model=model_of(name))).pretty_text.replace("MMSyncBN", "BN")  # which needs a process group
     with DefaultScope.overwrite_default_scope("mmdet"):
-        model: Any = inner_detector(MODELS.build(model_of(name)))
+        model: Any = inner_detector(MODELS.build(Config.fromstring(text, ".py").model))
     model.eval().requires_grad_(False)
     prepare(model, *shape)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -114,7 +115,7 @@ def kinds() -> Iterator[str]:
             name = f"{family.name}/{path.name}"
             try:
                 model = model_of(name)
-            except ImportError:  # of a package that the config needs
+            except (ImportError, FileNotFoundError):  # of a package or a base config that it needs
                 yield name
                 break
             except AttributeError:  # it has no model
@@ -146,7 +147,7 @@ def line_of(name: str, shape: tuple[int, int] = SHAPE) -> tuple[str, bool]:
     """The result of one config as text, and whether it is right."""
     try:
         found = counted(name, shape)
-    except (ImportError, ValueError) as error:
+    except (ImportError, FileNotFoundError, ValueError) as error:
         too_small = "smaller than kernel" in str(error) or "greater than actual input size" in str(error)
         if too_small and shape == SHAPE:  # the smallest maps
             return line_of(name, (512, 512))

@@ -4,12 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from mmdet.apis import DetInferencer
 from mmdet.models import ResNet
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
+from places import DEMO
 from torch import Tensor, nn
 
 ATTENTION = {
@@ -94,6 +98,31 @@ def test_any_way_of_loading_keeps_the_plain_function(attention: str, load: Load,
     again = built(dict(type="AttentionResNet", depth=18, attention=ATTENTION[attention]))
     again.load_state_dict(model.state_dict())
     assert_same_function(again, plain)
+
+
+def test_a_plain_detectors_checkpoint_gives_its_own_detections(tmp_path: Path) -> None:
+    cfg = Config.fromfile(DEMO)
+    cfg.model.test_cfg.rcnn.score_thr = 0.0
+    cfg.model.backbone = dict(type="ResNet", depth=18)
+    detector: Any = MODELS.build(cfg.model)
+    detector.backbone.load_state_dict(trained().state_dict())
+    nn.init.normal_(detector.roi_head.bbox_head.fc_cls.weight, std=5)  # an untrained head's scores hardly differ
+    torch.save(dict(state_dict=detector.state_dict()), tmp_path / "plain.pth")
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+
+    def detections() -> Any:
+        cfg.dump(tmp_path / "config.py")
+        files = str(tmp_path / "config.py"), str(tmp_path / "plain.pth")
+        return DetInferencer(*files, device="cpu", show_progress=False)(image, no_save_pred=True)["predictions"][0]
+
+    theirs = detections()
+    assert len(theirs["labels"]) > 5
+    for attention in ATTENTION.values():
+        cfg.model.backbone = dict(type="AttentionResNet", depth=18, attention=attention)
+        ours = detections()
+        assert ours["labels"] == theirs["labels"]
+        np.testing.assert_allclose(ours["scores"], theirs["scores"], atol=1e-5)
+        np.testing.assert_allclose(ours["bboxes"], theirs["bboxes"], atol=1e-5 * 128)
 
 
 @pytest.mark.parametrize(
