@@ -30,11 +30,11 @@ _SHARED = {
     WEIGHT_INITIALIZERS.name: (mmengine.WEIGHT_INITIALIZERS, mmdet.WEIGHT_INITIALIZERS),
 }
 
-Kind = TypeVar("Kind", bound=type)
+Kind = TypeVar("Kind", bound=Callable[..., Any])
 
 
 def register(registry: Registry, *names: str) -> Callable[[Kind], Kind]:
-    """A decorator that registers a class of this package.
+    """A decorator that registers a class, or a function that builds a module, of this package.
 
     Args:
         registry: One of MMEngine's or MMDetection's, from which configs build the class without a scope.

@@ -11,7 +11,7 @@ from torch.nn import functional
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
-from .base import Attention, LayerShapes, hidden_channels
+from .base import Attention, LayerShapes, divisors, hidden_channels
 
 _DILATED_CONVOLUTIONS = 2
 _ENOUGH_VECTORS = 16
@@ -104,6 +104,10 @@ class BAM(Attention):
         hidden = hidden_channels(in_channels, ratio)
         self.channel_att = _ChannelAttention(in_channels, hidden)
         self.spatial_att = _SpatialAttention(in_channels, hidden, dilation)
+
+    @classmethod
+    def fitting_options(cls, channels: int) -> dict[str, list[int]]:
+        return dict(ratio=divisors(channels))
 
     @classmethod
     def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:

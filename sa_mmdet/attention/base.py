@@ -63,6 +63,7 @@ class Attention(nn.Module):
             the SA-Net paper counts, see :func:`sa_mmdet.analysis.analyze`.
         uncounted: The classes of layers in it whose multiply-adds the paper does not count.
         biases_in_detectors: Whether the paper counts its biases as parameters of two-stage detectors.
+        keeping_channels: The options with which it leaves all channels in their places.
     """
 
     _abbr_: str
@@ -73,6 +74,12 @@ class Attention(nn.Module):
     pooled: ClassVar[float] = 1
     uncounted: ClassVar[tuple[type[nn.Module], ...]] = ()
     biases_in_detectors: ClassVar[bool] = True
+    keeping_channels: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def fitting_options(cls, channels: int) -> dict[str, list[int]]:
+        """For each option that must fit the number of channels, the values that do, ascending."""
+        return {}
 
     @classmethod
     def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
-from .base import Attention, ExactStart, LayerShapes, check_odd, hidden_channels, zero_
+from .base import Attention, ExactStart, LayerShapes, check_odd, divisors, hidden_channels, zero_
 
 
 class _ChannelGate(nn.Module):
@@ -77,6 +77,10 @@ class CBAM(ExactStart, Attention):
         self.ChannelGate = _ChannelGate(in_channels, ratio)
         self.SpatialGate = _SpatialGate(kernel_size)
         self.init_weights()
+
+    @classmethod
+    def fitting_options(cls, channels: int) -> dict[str, list[int]]:
+        return dict(ratio=divisors(channels))
 
     @classmethod
     def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class ShuffleAttention(ExactStart, Attention):
     _abbr_ = "sa"
     label = "SA"
     pooled = 0.5
+    keeping_channels = {"shuffle": False}
     cweight: nn.Parameter | None
     cbias: nn.Parameter | None
     sweight: nn.Parameter | None
@@ -88,6 +89,10 @@ class ShuffleAttention(ExactStart, Attention):
             self.register_parameter(name, nn.Parameter(torch.empty(size)) if size else None)
         self.gn = nn.GroupNorm(k, k, eps) if norm else None
         self.reset_parameters()
+
+    @classmethod
+    def fitting_options(cls, channels: int) -> dict[str, list[int]]:
+        return dict(groups=fitting_groups(channels))
 
     @classmethod
     def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
-from .base import Attention, ExactStart, LayerShapes, check_divides
+from .base import Attention, ExactStart, LayerShapes, check_divides, divisors
 
 _EPS = 1e-5  # added to the standard deviation, not to the variance
 
@@ -40,6 +40,10 @@ class SpatialGroupEnhance(ExactStart, Attention):
         self.in_channels, self.groups = in_channels, groups
         self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))
         self.bias = nn.Parameter(torch.ones(1, groups, 1, 1))
+
+    @classmethod
+    def fitting_options(cls, channels: int) -> dict[str, list[int]]:
+        return dict(groups=divisors(channels))
 
     @classmethod
     def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:

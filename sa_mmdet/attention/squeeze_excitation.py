@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
-from .base import Attention, ExactStart, LayerShapes, choose, hidden_channels, zero_
+from .base import Attention, ExactStart, LayerShapes, choose, divisors, hidden_channels, zero_
 
 _GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
@@ -70,6 +70,10 @@ class SqueezeExcitation(ExactStart, Attention):
         self.fc = nn.Sequential(
             nn.Linear(in_channels, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, in_channels, bias=bias)
         )
+
+    @classmethod
+    def fitting_options(cls, channels: int) -> dict[str, list[int]]:
+        return dict(ratio=divisors(channels))
 
     @classmethod
     def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:
