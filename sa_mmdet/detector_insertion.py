@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import mmdet
-import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -19,7 +17,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from sa_mmdet.analysis import analyze
-from sa_mmdet.analysis.network import Network
+from sa_mmdet.analysis.agreement import compare_predictions
 from sa_mmdet.atomic_write import atomic_write, check_folder
 from sa_mmdet.attention import label_of
 from sa_mmdet.checkpoints import read, tensors_of, write
@@ -114,7 +112,7 @@ def insert_into_detector(
         trial = Path(temporary, new_config.name), Path(temporary, new_checkpoint.name)
         trial[0].write_text(text.inheriting_from(_base(config, trial[0].parent)))
         write(trial[1], model.state_dict(), _meta(loaded, trial[0]))
-        found = _Comparison(images, Path(temporary)).compare((config, checkpoint), trial)
+        found = compare_predictions((config, checkpoint), trial, images)
         keeps = exact and not replace
         if keeps and not found.difference <= TOLERANCE[found.dtype]:
             raise ValueError(
@@ -238,67 +236,6 @@ class _Text:
         """The text, with the name of the other config."""
         weights = f'load_from = "{{{{ fileDirname }}}}/{self.checkpoint}"'
         return f'_base_ = "{base}"\n{self.lines}\n{weights}\n'
-
-
-class _Comparison:
-    """Compares the predictions of two detectors.
-
-    Args:
-        images: The images; noise if there are none.
-        folder: For images of noise.
-    """
-
-    def __init__(self, images: Sequence[str | Path], folder: Path):
-        self.images = list(images) or [_noise(folder / f"noise{number}.png", number) for number in range(2)]
-        self.difference, self.detections, self.dtype = 0.0, 0, torch.float64
-
-    def compare(self, one: tuple[str | Path, str | Path], other: tuple[str | Path, str | Path]) -> "_Comparison":
-        """Compare the detectors of two configs with their checkpoints."""
-        networks = Network(*one), Network(*other)
-        for image in self.images:
-            inputs = [network.read(image) for network in networks]
-            for dtype in (torch.float64, torch.float32):
-                try:
-                    outputs = [
-                        _outputs(network, sample, x, dtype)
-                        for network, (_, sample, x) in zip(networks, inputs, strict=True)
-                    ]
-                    break
-                except (RuntimeError, NotImplementedError):  # an operator or head that knows float32 alone
-                    if dtype == torch.float32:
-                        raise
-            self.dtype = min(self.dtype, dtype, key=lambda kind: torch.finfo(kind).bits)
-            self.detections += outputs[0][1]
-            self.difference = max(self.difference, _largest_difference(outputs[0][0], outputs[1][0]))
-        return self
-
-
-def _noise(path: Path, seed: int) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 256, (15, 20, 3), dtype=np.uint8)
-    cv2.imwrite(str(path), cv2.resize(pixels, (640, 480), interpolation=cv2.INTER_LINEAR))
-    return path
-
-
-def _outputs(network: Network, sample: Any, x: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], int]:
-    """The feature maps and the predictions of an image, and how many detections there are."""
-    model = network.model.to(dtype)
-    with torch.no_grad(), network.in_scope():
-        maps = [level for level in model.extract_feat(x.to(dtype)) if isinstance(level, Tensor)]
-        [result] = model.predict(x.to(dtype), [copy.deepcopy(sample)], rescale=True)
-    found: Any = getattr(result, "pred_instances", getattr(result, "pred_panoptic_seg", None))
-    values = [value for _, value in sorted(found.items()) if isinstance(value, Tensor)] if found is not None else []
-    return [*maps, *values], len(found) if found is not None else 0
-
-
-def _largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    worst = 0.0
-    for one, other in zip(ours, theirs, strict=True):
-        if one.shape != other.shape:
-            return float("inf")
-        if one.numel():
-            one, other = one.double(), other.double()
-            worst = max(worst, ((one - other).abs().max() / one.abs().max().clamp(min=1e-6)).item())
-    return worst
 
 
 def _multiply_adds(cfg: Config, changed: Mapping[str, Any]) -> tuple[int, int] | str:

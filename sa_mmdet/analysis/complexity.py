@@ -125,9 +125,13 @@ def _by_part(model: nn.Module, by_module: dict[str, int]) -> Complexity:
         by_module: The multiply-adds of each module, by its name; those of its children are included.
     """
     attention = {name for name, module in model.named_modules() if isinstance(module, Attention)}
-    in_attention = sum(by_module.get(name, 0) for name in attention)
-    backbone = by_module.get("backbone", 0) - in_attention
-    neck = by_module.get("neck", 0)
+
+    def of_attention(part: str = "") -> int:
+        return sum(by_module.get(name, 0) for name in attention if name.startswith(part))
+
+    in_attention = of_attention()
+    backbone = by_module.get("backbone", 0) - of_attention("backbone.")
+    neck = by_module.get("neck", 0) - of_attention("neck.")
     return Complexity(
         parameters=_parameters(model),
         trainable=_parameters(model, trainable=True),

@@ -64,7 +64,7 @@ def gates_of(network: Network, image: Tensor) -> list[Gates]:
     handles = [module.register_forward_pre_hook(keep(name)) for name, module in layers.items()]
     try:
         with torch.no_grad(), network.in_scope():
-            network.model.backbone(image)
+            network.model.extract_feat(image)  # the neck may have attention, too
     finally:
         for handle in handles:
             handle.remove()

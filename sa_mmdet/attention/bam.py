@@ -11,7 +11,7 @@ from torch.nn import functional
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
-from .base import Attention, LayerShapes, divisors, hidden_channels
+from .base import Attention, LayerShapes, fitting_ratios, hidden_channels
 
 _DILATED_CONVOLUTIONS = 2
 _ENOUGH_VECTORS = 16
@@ -107,7 +107,7 @@ class BAM(Attention):
 
     @classmethod
     def fitting_options(cls, channels: int) -> dict[str, list[int]]:
-        return dict(ratio=divisors(channels))
+        return dict(ratio=fitting_ratios(channels))
 
     @classmethod
     def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from sa_mmdet.registry import name_of
 
 T = TypeVar("T")
 
+_NARROWEST = 8  # hidden channels
+
 
 @dataclass(frozen=True)
 class LayerShapes:
@@ -166,6 +168,11 @@ def hidden_channels(in_channels: int, ratio: int) -> int:
     """C / ratio, or a ValueError that lists the ratios that divide C."""
     check_divides("ratio", ratio, in_channels)
     return in_channels // ratio
+
+
+def fitting_ratios(channels: int) -> list[int]:
+    """The ratios that divide C and leave a hidden layer that is not so narrow that all its ReLUs may be inactive."""
+    return [ratio for ratio in divisors(channels) if channels // ratio >= _NARROWEST] or [1]
 
 
 def zero_(layer: nn.Module) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
-from .base import Attention, ExactStart, LayerShapes, check_odd, divisors, hidden_channels, zero_
+from .base import Attention, ExactStart, LayerShapes, check_odd, fitting_ratios, hidden_channels, zero_
 
 
 class _ChannelGate(nn.Module):
@@ -80,7 +80,7 @@ class CBAM(ExactStart, Attention):
 
     @classmethod
     def fitting_options(cls, channels: int) -> dict[str, list[int]]:
-        return dict(ratio=divisors(channels))
+        return dict(ratio=fitting_ratios(channels))
 
     @classmethod
     def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
-from .base import Attention, ExactStart, LayerShapes, choose, divisors, hidden_channels, zero_
+from .base import Attention, ExactStart, LayerShapes, choose, fitting_ratios, hidden_channels, zero_
 
 _GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
@@ -73,7 +73,7 @@ class SqueezeExcitation(ExactStart, Attention):
 
     @classmethod
     def fitting_options(cls, channels: int) -> dict[str, list[int]]:
-        return dict(ratio=divisors(channels))
+        return dict(ratio=fitting_ratios(channels))
 
     @classmethod
     def options_of(cls, shapes: LayerShapes) -> dict[str, Any]:

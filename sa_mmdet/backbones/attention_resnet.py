@@ -153,6 +153,12 @@ def attention_label(cfg: Mapping[str, Any]) -> str:
         cfg: The config of the backbone.
     """
     name = str(cfg["type"]).rpartition(".")[2]
+    if "module" in cfg:  # of what attention was inserted into
+        places = [*(cfg.get("attention") or {}).values(), *(cfg.get("replace") or {}).values()]
+        inner = {key: value for key, value in cfg.items() if key not in ("attention", "replace", "module")}
+        own = attention_label({**inner, "type": cfg["module"]})
+        labels = [label for label in (own, *(label_of(layer["type"]) for layer in places)) if label != "none"]
+        return "+".join(dict.fromkeys(labels)) or "none"
     plugins = [plugin.get("cfg") for plugin in _as_list(cfg.get("plugins")) if isinstance(plugin, Mapping)]
     layers = [*_as_list(cfg.get("attention")), *plugins, cfg.get("stage_attention")]
     labels = [ShuffleAttention.label] if name == "SAResNet" else []

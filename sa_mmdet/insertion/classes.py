@@ -3,12 +3,13 @@
 A forward hook would not do: a deep copy, as moving averages make, keeps the hook of the module that was copied.
 """
 
-import functools
 from typing import Any, TypeVar
 
 from torch import nn
 
 M = TypeVar("M", bound="Derived")
+
+_made: dict[tuple[type, type], type] = {}  # each class once, by what it extends and by what
 
 
 class Derived(nn.Module):
@@ -31,9 +32,11 @@ def derive(module: nn.Module, extension: type[M]) -> M:
     return module
 
 
-@functools.cache
 def _subclass(extension: type, kind: type) -> Any:
-    return type(kind.__name__, (extension, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    if (extension, kind) not in _made:
+        named = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+        _made[extension, kind] = type(kind.__name__, (extension, kind), named)
+    return _made[extension, kind]
 
 
 def _parts(kind: type) -> tuple[type, ...]:

@@ -71,7 +71,8 @@ def insert(
         network: The network; it is changed.
         attention: For places, the config of the layer that runs behind each module there. A place is a dotted name
             with wildcards, such as 'layer*' or 'stages.*.blocks.-1'; see :func:`sa_mmdet.insertion.places.matching`.
-            In a layer, 'auto' for ``groups`` or ``ratio`` is the largest value that fits up to the default.
+            In a layer, 'auto' for ``groups`` or ``ratio`` is the largest value that fits up to the default;
+            a ratio leaves at least 8 hidden channels.
         replace: For places, the config of the layer that stands there instead of the module.
         exact: Whether what is inserted behind modules starts as the identity: its output is divided by the gate that
             it starts with, and its channels are not shuffled. Otherwise it starts as its paper has it, as what

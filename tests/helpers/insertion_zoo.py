@@ -46,7 +46,6 @@ CONFIGS = [
     "ms_rcnn/ms-rcnn_r50_fpn_1x_coco",
     "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco",
     "pafpn/faster-rcnn_r50_pafpn_1x_coco",
-    "carafe/faster-rcnn_r50_fpn-carafe_1x_coco",
     "dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco",
     "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco",
     "gn+ws/faster-rcnn_r50_fpn_gn-ws-all_1x_coco",
@@ -59,7 +58,6 @@ CONFIGS = [
     "hrnet/faster-rcnn_hrnetv2p-w18-1x_coco",
     "swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco",
     "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco",
-    "queryinst/queryinst_r50_fpn_1x_coco",
     "rpn/rpn_r50_fpn_1x_coco",
     # One stage
     "retinanet/retinanet_r50_fpn_1x_coco",
@@ -112,6 +110,9 @@ CONFIGS = [
     "maskformer/maskformer_r50_ms-16xb1-75e_coco",
     "panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco",
 ]
+
+# Whose norms of vectors do not train on one image.
+TWO_IMAGES = {"resnest/faster-rcnn_s50_fpn_syncbn-backbone+head_ms-range-1x_coco"}
 
 
 def places_of(model: Mapping[str, Any]) -> list[str]:

@@ -40,6 +40,16 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "synchronised norm": (dict(norm_cfg=dict(type="SyncBN", requires_grad=True)), 1),
     "synchronised norm, depth 18": (dict(depth=18, groups=4, norm_cfg=dict(type="SyncBN", requires_grad=True)), 1),
     "plain norm": (dict(), 1),
+    "attention behind stages": (
+        dict(
+            type="WithAttention",
+            module="SAResNet",
+            attention={"layer*": dict(type="SpatialGroupEnhance", groups=8)},
+            norm_eval=True,
+            frozen_stages=1,
+        ),
+        1,
+    ),
     **{f"{stages} stages frozen": (dict(norm_eval=True, frozen_stages=stages), 1) for stages in range(5)},
 }
 WRAPPERS: dict[str, dict[str, Any]] = {  # with the arguments that MMEngine's runner passes

@@ -22,6 +22,7 @@ def single_detector(config: str) -> Any:
     for part in parts(model):
         part.pop("init_cfg", None)
         part.pop("teacher_ckpt", None)
+        part.pop("pretrained", None)
     return model
 
 
@@ -43,12 +44,28 @@ def randomise(network: Any) -> None:
         norm.bias.data.normal_(0, 0.2)
 
 
-def batch(model: Any, cfg: Any, width: int = 128) -> dict[str, Any]:
-    """A random image with three objects, as the detector's own preprocessor returns it."""
+def settle(model: Any, data: dict[str, Any]) -> None:
+    """Give the norms the statistics of a batch, so that no random network's values grow without bounds."""
+    norms: list[Any] = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.training, norm.momentum = norm.running_mean is not None, 1.0
+    with torch.no_grad():
+        model.extract_feat(data["inputs"])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.training, norm.momentum = False, momentum
+        if norm.running_var is not None:
+            norm.running_var.clamp_(min=0.1)  # channels that are almost constant would amplify rounding
+
+
+def batch(model: Any, cfg: Any, width: int = 128, images: int = 1) -> dict[str, Any]:
+    """Random images with three objects each, as the detector's own preprocessor returns them."""
     classes = next((part["num_classes"] for part in parts(cfg) if isinstance(part.get("num_classes"), int)), 80)
-    shapes = [(3, 128, width)]
-    numbers = dict(num_items=[3], num_classes=min(classes, 10))
-    inputs = demo_mm_inputs(1, shapes, **numbers, with_mask=True, with_semantic=True)
+    shapes = [(3, 128, width)] * images
+    numbers = dict(num_items=[3] * images, num_classes=min(classes, 10))
+    with_mask = bool(cfg.data_preprocessor.get("pad_mask"))
+    inputs = demo_mm_inputs(images, shapes, **numbers, with_mask=with_mask, with_semantic=True)
     if cfg.type == "FastRCNN":
         for sample, proposals in zip(inputs["data_samples"], demo_mm_proposals(shapes, 20), strict=True):
             sample.proposals = proposals.to_instances() if hasattr(proposals, "to_instances") else proposals
@@ -66,10 +83,16 @@ def predictions(model: Any, data: dict[str, Any]) -> list[Tensor]:
     return [value.double() for result in results for _, value in sorted(result.items()) if isinstance(value, Tensor)]
 
 
+def maps(model: Any, data: dict[str, Any]) -> list[Tensor]:
+    """The maps of a detector's backbone and neck."""
+    model.eval()
+    with torch.no_grad():
+        return list(model.extract_feat(data["inputs"]))
+
+
 def largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference of an element, divided by the largest element of its tensor."""
+    """The largest difference of an element, divided by the largest element of its tensor; infinite if sizes differ."""
     assert len(ours) == len(theirs) > 0
-    assert any(tensor.numel() for tensor in theirs)
     worst = 0.0
     for one, other in zip(ours, theirs, strict=True):
         if one.shape != other.shape:
@@ -80,14 +103,31 @@ def largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return worst
 
 
-def difference_of_predictions(one: Any, other: Any, data: dict[str, Any]) -> tuple[float, torch.dtype]:
-    """The largest difference of two detectors' predictions, and the dtype in which they were computed.
+class Reference:
+    """A detector with which others are compared on one batch.
 
-    Random scores are so similar that rounding changes their order. Then it is float64, where that can be computed.
+    Random scores are so similar that rounding may change their order. Then predictions are compared in float64, and
+    where that cannot be computed, the maps of backbone and neck are compared alone.
     """
-    difference = largest_difference(predictions(one, data), predictions(other, data))
-    if difference <= 1e-5:
-        return difference, torch.float32
-    double = {**data, "inputs": data["inputs"].double()}
-    found = [predictions(copy.deepcopy(model).double(), double) for model in (one, other)]
-    return largest_difference(*found), torch.float64
+
+    def __init__(self, model: Any, data: dict[str, Any]):
+        self.model, self.data = model, data
+        self.maps, self.predictions = maps(model, data), predictions(model, data)
+        assert all(level.isfinite().all() for level in self.maps)
+        self.in_float64: list[Tensor] | None = None
+
+    def difference(self, model: Any) -> tuple[float, str]:
+        """The largest difference of another detector, and what was compared."""
+        worst = largest_difference(maps(model, self.data), self.maps)
+        difference = max(worst, largest_difference(predictions(model, self.data), self.predictions))
+        if difference <= 1e-5:
+            compared = "predictions" if any(tensor.numel() for tensor in self.predictions) else "maps"
+            return difference, compared
+        double = {**self.data, "inputs": self.data["inputs"].double()}
+        try:
+            if self.in_float64 is None:
+                self.in_float64 = predictions(copy.deepcopy(self.model).double(), double)
+            found = predictions(copy.deepcopy(model).double(), double)
+        except (RuntimeError, NotImplementedError):  # an operator of mmcv, or a head that makes float32 tensors
+            return worst, "maps"
+        return largest_difference(found, self.in_float64), "predictions in float64"

@@ -31,6 +31,12 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 
 
+BACKBONES["SA behind stages"] = dict(
+    type="WithAttention",
+    module="ResNet",
+    depth=18,
+    attention={"layer*": dict(type="ShuffleAttention", groups=8)},
+)
 # Each is compiled and exported, which takes long; these three are like others.
 _LONG = ("SA-18, PyTorch's operators", "ECA", "SGE")
 

@@ -1,0 +1,94 @@
+"""Whether two detectors predict the same: their feature maps and predictions on some images, compared."""
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from .network import Network
+
+_NOISE_IMAGES = 2
+
+
+@dataclass
+class Agreement:
+    """How far the outputs of two detectors differ.
+
+    Attributes:
+        difference: The largest difference of a value, divided by the largest value of its tensor; infinite if they
+            detect different numbers of objects.
+        detections: How many objects the first one detects in all images.
+        dtype: In which they were computed, float64 where both can compute it.
+    """
+
+    difference: float
+    detections: int
+    dtype: torch.dtype
+
+
+def compare_predictions(
+    one: tuple[str | Path, str | Path], other: tuple[str | Path, str | Path], images: Sequence[str | Path] = ()
+) -> Agreement:
+    """Compare the feature maps and the predictions of two detectors.
+
+    Args:
+        one: A detector's config and checkpoint.
+        other: The other's.
+        images: The images; noise if there are none.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: A file does not fit or is not an image.
+    """
+    networks = Network(*one), Network(*other)
+    found = Agreement(0.0, 0, torch.float64)
+    with tempfile.TemporaryDirectory() as folder:
+        for image in list(images) or [_noise(Path(folder, f"{number}.png"), number) for number in range(_NOISE_IMAGES)]:
+            inputs = [(network, *network.read(image)[1:]) for network in networks]
+            try:
+                outputs = [_outputs(*given, found.dtype) for given in inputs]
+            except (RuntimeError, NotImplementedError):  # an operator or a head that knows float32 alone
+                if found.dtype == torch.float32:
+                    raise
+                found.dtype = torch.float32
+                outputs = [_outputs(*given, found.dtype) for given in inputs]
+            (ours, count), (theirs, _) = outputs
+            found.detections += count
+            found.difference = max(found.difference, _largest_difference(ours, theirs))
+    return found
+
+
+def _noise(path: Path, seed: int) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (15, 20, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(pixels, (640, 480), interpolation=cv2.INTER_LINEAR))
+    return path
+
+
+def _outputs(network: Network, sample: Any, x: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], int]:
+    """The feature maps and the predictions of an image, and how many detections there are."""
+    model = network.model.to(dtype)
+    with torch.no_grad(), network.in_scope():
+        maps = [level for level in model.extract_feat(x.to(dtype)) if isinstance(level, Tensor)]
+        [result] = model.predict(x.to(dtype), [copy.deepcopy(sample)], rescale=True)
+    instances, segments = (getattr(result, name, None) for name in ("pred_instances", "pred_panoptic_seg"))
+    values = [value for part in (instances, segments) if part is not None for _, value in sorted(part.items())]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return [*maps, *tensors], len(instances) if instances is not None else 0
+
+
+def _largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    worst = 0.0
+    for one, other in zip(ours, theirs, strict=True):
+        if one.shape != other.shape:
+            return float("inf")
+        if one.numel():
+            one, other = one.double(), other.double()
+            worst = max(worst, ((one - other).abs().max() / one.abs().max().clamp(min=1e-6)).item())
+    return worst
