@@ -8,11 +8,15 @@ from mmdet.models.backbones.resnet import ResNet
 from mmdet.registry import MODELS
 
 from sa_mmdet.attention import Attention, ShuffleAttention, label_of
+from sa_mmdet.attention.base import choose
+from sa_mmdet.insertion import HoldingAttention
+from sa_mmdet.insertion.classes import derive
 from sa_mmdet.registry import name_of, register
 
 from .basic_block import PluginBasicBlock
 from .bottleneck import FusedBottleneck
 from .checks import check_duplicates, check_groups, one_per_stage
+from .placements import PLACEMENTS, place, plugin_position
 from .plain_weights import adapt, attention_shapes
 
 
@@ -34,11 +38,15 @@ class AttentionResNet(ResNet):
         stage_with_attention: One flag per stage; None for attention in all stages.
         plugins: Further plugin layers, as ResNet takes them. At the position of the attention they run after it.
         stage_attention: The config of a layer that follows each stage but the last, such as ``dict(type='BAM')``.
+        placement: Where in a block the attention is, by the names of the SE paper's Table 14: 'standard' as above;
+            'pre' before the block's first convolution; 'post' after its last ReLU; 'identity' on the connection that
+            is added to the block's output; 'conv2' after the 3 x 3 convolution of a bottleneck. 'pre', 'post' and
+            'identity' start as the identity, whatever weights there are: see :func:`sa_mmdet.insertion.insert`.
         **kwargs: As :class:`mmdet.models.ResNet` takes them.
 
     Raises:
-        ValueError: ``attention`` or ``stage_with_attention`` does not have one entry per stage, or two plugins of the
-            same type are at the same position.
+        ValueError: ``attention`` or ``stage_with_attention`` does not have one entry per stage, two plugins of the
+            same type are at the same position, or the placement is unknown or not one of the depth's blocks.
     """
 
     arch_settings = {
@@ -53,8 +61,10 @@ class AttentionResNet(ResNet):
         stage_with_attention: Sequence[bool] | None = None,
         plugins: Sequence[dict] | None = None,
         stage_attention: dict | None = None,
+        placement: str = "standard",
         **kwargs: Any,
     ):
+        choose("placement", placement, PLACEMENTS)
         num_stages = kwargs.get("num_stages", 4)
         if attention is None or isinstance(attention, dict):
             attention = [attention] * num_stages
@@ -62,17 +72,22 @@ class AttentionResNet(ResNet):
         flags = _flags(stage_with_attention, num_stages)
         layers = [layer if flag else None for layer, flag in zip(layers, flags, strict=True)]
         if depth in self.arch_settings:  # otherwise ResNet raises the error
-            position = "after_conv2" if self.arch_settings[depth][0] is PluginBasicBlock else "after_conv3"
+            position = plugin_position(placement, basic=self.arch_settings[depth][0] is PluginBasicBlock)
             own = [
                 dict(cfg=layer, stages=tuple(i == stage for i in range(num_stages)), position=position)
                 for stage, layer in enumerate(layers)
-                if layer is not None
+                if layer is not None and position is not None
             ]
             plugins = own + list(plugins or [])
             check_duplicates(plugins, num_stages)
         super().__init__(depth, plugins=plugins or None, **kwargs)
         if stage_attention is not None:
             self._add_after_stages(stage_attention)
+        if plugin_position(placement) is None:
+            for name, layer in zip(self.res_layers, layers, strict=True):
+                place(getattr(self, name), layer, placement)
+            derive(self, HoldingAttention)
+            self._freeze_stages()
         self._attention_shapes = attention_shapes(self)
 
         # ResNet gives its own blocks this start, and does not know subclasses of them.

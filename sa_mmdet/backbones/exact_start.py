@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sa_mmdet.attention import Attention, ExactStart
+from sa_mmdet.checkpoints.layer_names import named_layers
 
-# The attributes under which wrappers hold what they wrap.
-_WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _OTHER_WEIGHTS = "use other weights by init_cfg=dict(type='Pretrained', ...)"
 
 
@@ -43,16 +42,6 @@ class PluginPosition:
     def plugins(self) -> list[nn.Module]:
         """The plugin layers, in the order in which they run."""
         return [getattr(self.block, name) for name in self.plugin_names]
-
-
-def named_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All layers of a network under the names that their weights have in checkpoints.
-
-    Wrappers of single layers, as FSDP and activation checkpointing insert them, are not in these names.
-    """
-    for name, layer in module.named_modules():
-        if not any(hasattr(layer, wrapped) for wrapped in _WRAPPED):
-            yield ".".join(part for part in name.split(".") if part not in _WRAPPED), layer
 
 
 def plugin_positions(module: nn.Module) -> Iterator[PluginPosition]:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sa_mmdet.attention import Attention, LayerShapes
+from sa_mmdet.checkpoints.layer_names import named_layers
 from sa_mmdet.checkpoints.resnet_names import attention_by_abbreviation
 from sa_mmdet.messages import listed, one_line
 
@@ -22,7 +23,6 @@ from .exact_start import (
     PluginPosition,
     attention_positions,
     layers_after_stages,
-    named_layers,
     undo_attention,
     weights_before,
 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sa_mmdet.checkpoints import tensors_of
 from sa_mmdet.checkpoints.resnet_names import blocks_of, depth_of, sort_names
+from sa_mmdet.insertion import inserted
 from sa_mmdet.messages import listed, one_line
 from sa_mmdet.registry import register
 from sa_mmdet.untrusted import RefusedFileError, literal_config
@@ -87,6 +88,7 @@ class ResNetPretrained:
         self._check_stages(own)
         plugins = {id(plugin) for position in plugin_positions(module) for plugin in position.plugins}
         exempt = tuple(f"{name}." for name, submodule in module.named_modules() if id(submodule) in plugins)
+        exempt += tuple(layer.weights for layer in inserted(module))
         self._report(module, _compare(module, own, source, exempt))
         state = {key: source[key].to(own[key]) for key in own if key in source and not key.startswith(exempt)}
         undo_attention(attention_positions(module), state)

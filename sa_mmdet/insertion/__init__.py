@@ -9,7 +9,7 @@ from .listing import Listed, list_places
 from .modules import Attending, HoldingAttention, Inserted, Replacing, inserted
 from .outputs import Output, run_once
 from .places import Place, matching, places
-from .with_attention import insert, with_attention
+from .with_attention import attach, insert, with_attention
 
 __all__ = [
     "Attending",
@@ -19,6 +19,7 @@ __all__ = [
     "Output",
     "Place",
     "Replacing",
+    "attach",
     "insert",
     "inserted",
     "list_places",

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from sa_mmdet.attention import ExactStart
-from sa_mmdet.backbones.exact_start import named_layers
+from sa_mmdet.checkpoints.layer_names import named_layers
 
 from .classes import Derived
 from .outputs import size_of_tokens
@@ -24,16 +24,18 @@ class Insertion:
         scale: What the layer's output is multiplied by; None for nothing.
         exact: Whether the layer starts as the identity.
         sizes: The position of the argument by which the module is told the height and width of its tokens, or None.
+        front: Whether the layer is in front of the module instead, whose only argument is a map then.
     """
 
     name: str
     scale: float | None
     exact: bool
     sizes: int | None
+    front: bool = False
 
 
 class Attending(Derived):
-    """A module that runs attention behind its own forward.
+    """A module that runs attention behind its own forward, or in front of it.
 
     Weights that have none for the attention, as those of the network as it was, load without a missing key: the
     attention starts as the identity again, or keeps its values where it has no such start.
@@ -44,6 +46,8 @@ class Attending(Derived):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         insertion = self.insertion
+        if insertion.front:
+            return super().forward(self._attend(args[0]))
         output = super().forward(*args, **kwargs)
         tokens = insertion.sizes is not None and isinstance(output, Tensor) and output.dim() == 3
         if not tokens and not (isinstance(output, Tensor) and output.dim() == 4):

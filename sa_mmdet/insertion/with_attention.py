@@ -94,7 +94,7 @@ def insert(
     new = [(place, _built(place, (attention or {})[place.pattern], channels, exact)) for place in behind]
     other = [(place, _built(place, (replace or {})[place.pattern], channels, exact=False)) for place in instead]
     for place, layer in new:
-        _attach(place, layer, exact)
+        attach(place.module, layer, exact)
     for place, layer in other:
         _replace(network, place, layer)
     if not isinstance(network, HoldingAttention):
@@ -150,10 +150,18 @@ def _built(place: Place, cfg: Mapping[str, Any], channels: Mapping[str, int], ex
         raise ValueError(f"no attention at {place.name}: {one_line(error)}") from error
 
 
-def _attach(place: Place, layer: layers.Layer, exact: bool) -> None:
-    insertion = Insertion(f"inserted_{layer.abbreviation}", layer.scale, exact, argument_of_sizes(place.module))
-    place.module.add_module(insertion.name, _like(layer.module, place.module))
-    derive(place.module, Attending).insertion = insertion
+def attach(module: nn.Module, layer: layers.Layer, exact: bool, front: bool = False) -> None:
+    """Put a layer behind a module, or in front of it.
+
+    Args:
+        module: The module, which becomes an :class:`Attending`.
+        layer: The layer.
+        exact: Whether the layer was built to start as the identity.
+        front: Whether it goes in front.
+    """
+    insertion = Insertion(f"inserted_{layer.abbreviation}", layer.scale, exact, argument_of_sizes(module), front)
+    module.add_module(insertion.name, _like(layer.module, module))
+    derive(module, Attending).insertion = insertion
 
 
 def _replace(network: nn.Module, place: Place, layer: layers.Layer) -> None:
