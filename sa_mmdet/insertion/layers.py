@@ -109,7 +109,7 @@ def _start(kind: type[nn.Module], module: nn.Module, channels: int) -> float | N
     way_out = "choose another layer, or exact=False for the layer's own start"
     if isinstance(module, ExactStart):
         origin, gate = module.start_exactly()
-        if not torch.equal(origin.cpu(), torch.arange(channels)):
+        if not origin.is_meta and origin.tolist() != list(range(channels)):
             raise ValueError(f"{kind.__name__} moves channels with these options, and is not the identity: {way_out}")
         return None if gate == 1 else 1 / gate
     if not _is_identity(module, channels):

@@ -72,7 +72,6 @@ CONFIGS = [
     "yolof/yolof_r50-c5_8xb8-1x_coco",
     "gfl/gfl_r50_fpn_1x_coco",
     "ld/ld_r18-gflv1-r101_fpn_1x_coco",
-    "paa/paa_r50_fpn_1x_coco",
     "sabl/sabl-retinanet_r50_fpn_1x_coco",
     "free_anchor/freeanchor_r50_fpn_1x_coco",
     "dyhead/atss_r50_fpn_dyhead_1x_coco",
@@ -112,7 +111,17 @@ CONFIGS = [
 ]
 
 # Whose norms of vectors do not train on one image.
-TWO_IMAGES = {"resnest/faster-rcnn_s50_fpn_syncbn-backbone+head_ms-range-1x_coco"}
+TWO_IMAGES = {
+    "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco",
+    "resnest/faster-rcnn_s50_fpn_syncbn-backbone+head_ms-range-1x_coco",
+}
+
+# The height and width in pixels that a network needs, where it is more than 128.
+SIDES = {
+    "ddod/ddod_r50_fpn_1x_coco": 256,
+    "ssd/ssd300_coco": 300,
+    "ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco": 320,
+}
 
 
 def places_of(model: Mapping[str, Any]) -> list[str]:

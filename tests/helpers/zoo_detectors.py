@@ -59,10 +59,10 @@ def settle(model: Any, data: dict[str, Any]) -> None:
             norm.running_var.clamp_(min=0.1)  # channels that are almost constant would amplify rounding
 
 
-def batch(model: Any, cfg: Any, width: int = 128, images: int = 1) -> dict[str, Any]:
+def batch(model: Any, cfg: Any, images: int = 1, height: int = 128, width: int = 128) -> dict[str, Any]:
     """Random images with three objects each, as the detector's own preprocessor returns them."""
     classes = next((part["num_classes"] for part in parts(cfg) if isinstance(part.get("num_classes"), int)), 80)
-    shapes = [(3, 128, width)] * images
+    shapes = [(3, height, width)] * images
     numbers = dict(num_items=[3] * images, num_classes=min(classes, 10))
     with_mask = bool(cfg.data_preprocessor.get("pad_mask"))
     inputs = demo_mm_inputs(images, shapes, **numbers, with_mask=with_mask, with_semantic=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from insertion_zoo import CONFIGS, TWO_IMAGES, places_of
+from insertion_zoo import CONFIGS, SIDES, TWO_IMAGES, places_of
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
-from zoo_detectors import Reference, batch, maps, parts, randomise, settle, single_detector
+from zoo_detectors import ROOT, Reference, batch, maps, parts, randomise, settle, single_detector
 
 from sa_mmdet.insertion.configs import changes, merged
 
@@ -64,19 +64,20 @@ def train(model: Any, data: dict[str, Any], steps: int = 2) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("config", CONFIGS)
-def test_attention_anywhere(config: str) -> None:
+def test_attention_anywhere(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT.parent)  # from where some configs name their teacher's
     register_all_modules(init_default_scope=True)
     cfg = small(single_detector(config))
     torch.manual_seed(0)
     plain = built(cfg)
     plain.init_weights()
     randomise(plain.backbone)
-    images = 1 + (config in TWO_IMAGES)
-    data = batch(plain, cfg, images=images)
+    images, side = 1 + (config in TWO_IMAGES), SIDES.get(config, 128)
+    data = batch(plain, cfg, images, side, side)
     if not all(level.isfinite().all() for level in maps(plain, data)):
         settle(plain, data)
     if any(level.shape[-1] == 1 for level in maps(plain, data)):  # attention within a map does not train there
-        data = batch(plain, cfg, width=256, images=images)
+        data = batch(plain, cfg, images, side, 2 * side)
     reference = Reference(plain, data)
     cells, layers = [], 0
     for name, layer in ATTENTION.items():
