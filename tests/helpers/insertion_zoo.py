@@ -96,9 +96,7 @@ CONFIGS = [
     "dab_detr/dab-detr_r50_8xb2-50e_coco",
     "deformable_detr/deformable-detr_r50_16xb2-50e_coco",
     "dino/dino-4scale_r50_8xb2-12e_coco",
-    "ddq/ddq-detr-4scale_r50_8xb2-12e_coco",
     # Instances and panoptic segmentation
-    "boxinst/boxinst_r50_fpn_ms-90k_coco",
     "condinst/condinst_r50_fpn_ms-poly-90k_coco_instance",
     "htc/htc-without-semantic_r50_fpn_1x_coco",
     "scnet/scnet_r50_fpn_1x_coco",
@@ -118,6 +116,7 @@ TWO_IMAGES = {
 
 # The height and width in pixels that a network needs, where it is more than 128.
 SIDES = {
+    "dino/dino-4scale_r50_8xb2-12e_coco": 256,
     "ddod/ddod_r50_fpn_1x_coco": 256,
     "ssd/ssd300_coco": 300,
     "ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco": 320,
