@@ -16,8 +16,8 @@ class Derived(nn.Module):
     """A base of classes that are put before a module's own; copies and pickles make such classes again."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, *state = super().__reduce_ex__(max(int(protocol), 2))
-        return (_empty, _parts(type(self)), *state)
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        return (_empty, _parts(type(self)), *reduced[2:])
 
 
 def derive(module: nn.Module, extension: type[M]) -> M:

@@ -103,9 +103,10 @@ def as_in_the_figure(block: Any, placement: str, x: Tensor) -> Tensor:
         y = attend(y)
     shortcut = x
     if isinstance(block.downsample, nn.Sequential):
-        conv, norm = block.downsample
+        first: Any = block.downsample[0]
+        norm: Any = block.downsample[1]
         shortcut = nn.functional.batch_norm(
-            conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            first(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
         )
     out = (y + (attend(shortcut) if placement == "identity" else shortcut)).relu()
     return attend(out) if placement == "post" else out

@@ -12,44 +12,12 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs, demo_mm_proposals
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
 from mmengine.runner import load_checkpoint
-from mmengine.utils import get_installed_path
-from places import MMDETECTION
-from torch import Tensor, nn
+from torch import Tensor
 from zoo import CONFIGS
+from zoo_detectors import ROOT, parts, predictions, randomise, single_detector
 
 SIDE = 256
-ROOT = Path(get_installed_path(MMDETECTION), ".mim", "configs")
-
-
-def single_detector(config: str) -> Any:
-    """The config of the detector, of its student where it has a teacher, of its detector where it tracks."""
-    model = copy.deepcopy(Config.fromfile(ROOT / f"{config}.py").model)
-    if "detector" in model:
-        model = model.detector
-        model.data_preprocessor = dict(type="DetDataPreprocessor")
-    for part in _parts(model):  # no weights from the network
-        part.pop("init_cfg", None)
-        part.pop("teacher_ckpt", None)
-    return model
-
-
-def _parts(value: Any) -> Any:
-    if isinstance(value, dict):
-        yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        yield from _parts(part)
-
-
-def randomise(backbone: Any) -> None:
-    """Give the norms statistics and scales as if they had been trained."""
-    norms: list[Any] = [part for part in backbone.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.running_mean.normal_(0, 0.2)
-        norm.running_var.uniform_(0.5, 1.5)
-        norm.weight.data.uniform_(0.5, 1)
-        norm.bias.data.normal_(0, 0.2)
 
 
 def batch(model: Any, classes: int, kind: str) -> dict[str, Any]:
@@ -74,16 +42,6 @@ def with_backbone_in_float64(model: Any) -> Any:
     model.backbone.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
     model.backbone.register_forward_hook(lambda _, inputs, maps: tuple(one.float() for one in maps))
     return model
-
-
-def predictions(model: Any, data: dict[str, Any]) -> list[Tensor]:
-    model.eval()
-    with torch.no_grad():
-        found = model.predict(data["inputs"], copy.deepcopy(data["data_samples"]), rescale=False)
-    parts: list[Any] = [
-        getattr(sample, "pred_instances", getattr(sample, "pred_panoptic_seg", None)) for sample in found
-    ]
-    return [value.double() for part in parts for _, value in sorted(part.items()) if isinstance(value, Tensor)]
 
 
 def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -112,7 +70,7 @@ def test_sa_net_in_its_place(config: str, tmp_path: Path, monkeypatch: pytest.Mo
     exact = with_backbone_in_float64(MODELS.build(copy.deepcopy(with_sa)))
     exact.init_weights()
     load_checkpoint(exact, str(tmp_path / "plain.pth"), strict=True)  # as load_from does
-    classes = next((part["num_classes"] for part in _parts(cfg) if isinstance(part.get("num_classes"), int)), 80)
+    classes = next((part["num_classes"] for part in parts(cfg) if isinstance(part.get("num_classes"), int)), 80)
     data = batch(plain, min(classes, 10), cfg.type)
     assert_equal(predictions(exact, data), predictions(plain, data))
 

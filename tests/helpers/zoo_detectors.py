@@ -19,7 +19,9 @@ ROOT = Path(get_installed_path(MMDETECTION), ".mim", "configs")
 def single_detector(config: str) -> Any:
     """The config of the detector, of its student where it has a teacher, of its detector where it tracks."""
     model = copy.deepcopy(Config.fromfile(ROOT / f"{config}.py").model)
-    model = model.get("detector", model)
+    if "detector" in model:
+        model = model.detector
+        model.data_preprocessor = dict(type="DetDataPreprocessor")
     for part in parts(model):
         part.pop("init_cfg", None)
         part.pop("teacher_ckpt", None)
@@ -65,7 +67,8 @@ def batch(model: Any, cfg: Any, images: int = 1, height: int = 128, width: int =
     classes = next((part["num_classes"] for part in parts(cfg) if isinstance(part.get("num_classes"), int)), 80)
     shapes = [(3, height, width)] * images
     numbers = dict(num_items=[3] * images, num_classes=min(classes, 10))
-    with_mask = bool(cfg.data_preprocessor.get("pad_mask"))
+    heads = any(key.startswith("mask_") for part in parts(cfg) for key in part)
+    with_mask = heads or bool(cfg.data_preprocessor.get("pad_mask"))
     inputs = demo_mm_inputs(images, shapes, **numbers, with_mask=with_mask, with_semantic=True)
     if cfg.type == "FastRCNN":
         for sample, proposals in zip(inputs["data_samples"], demo_mm_proposals(shapes, 20), strict=True):

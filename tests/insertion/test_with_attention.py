@@ -243,7 +243,7 @@ def test_auto_is_the_largest_that_fits() -> None:
     swin = with_attention(dict(SMALL_SWIN, embed_dims=24), {"stages.0.blocks.0": SA, "stages.1.blocks.*": se})
     assert swin.stages[0].blocks[0].inserted_sa.groups == 12
     assert swin.stages[1].blocks[1].inserted_se.fc[0].out_features == 8  # with ratio 6, since 16 would leave 3
-    wide = insert(nn.Sequential(nn.Conv2d(3, 256, 1)), {"0": SA})
+    wide: Any = insert(nn.Sequential(nn.Conv2d(3, 256, 1)), {"0": SA})
     assert wide[0].inserted_sa.groups == 64
 
 
