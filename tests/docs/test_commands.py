@@ -232,6 +232,15 @@ def test_the_demos_page(shapes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_attention_in_a_trained_detector(shapes: Path, tmp_path: Path) -> None:
+    make_blood_cells(tmp_path, shapes)
+    said = Reader(tmp_path).follow(DOCS / "insertion.md")
+    assert "predictions: equal" in said
+    assert said.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") >= 3
+    assert "faster-rcnn_r18_fpn_bccd_sa - faster-rcnn_r18_fpn_bccd: " in said
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["kernels", "reliability", "install", "troubleshooting", "attention", "mmcv_operators"]
 )

@@ -16,6 +16,13 @@ TOOL = "model_converters/insert_attention.py"
 CONFIG = """
 _base_ = "mmdet::{base}.py"
 {changes}
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(256, 192), keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 """
 RETINANET = """
 model = dict(
@@ -39,7 +46,7 @@ def detector(folder: Path, base: str, changes: str) -> tuple[Path, Path]:
     """The config and the checkpoint of a detector with random norms."""
     torch.manual_seed(0)
     config, checkpoint = folder / "mine.py", folder / "epoch_1.pth"
-    config.write_text(CONFIG.format(base=base, changes=changes))
+    config.write_text(CONFIG.replace("{base}", base).replace("{changes}", changes))
     model = MODELS.build({**Config.fromfile(config).model, "_scope_": "mmdet"})
     randomise(model)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=("a", "b", "c")))), checkpoint)
