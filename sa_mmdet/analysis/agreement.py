@@ -25,7 +25,7 @@ class Agreement:
         difference: The largest difference of a value, divided by the largest value of its tensor; infinite if they
             detect different numbers of objects.
         detections: How many objects the first one detects in all images.
-        dtype: In which they were computed, float64 where both can compute it.
+        dtype: In which heads were computed, float64 where they can be; feature maps are in float64 in any case.
     """
 
     difference: float
@@ -74,6 +74,8 @@ def _noise(path: Path, seed: int) -> Path:
 def _outputs(network: Network, sample: Any, x: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], int]:
     """The feature maps and the predictions of an image, and how many detections there are."""
     model = network.model.to(dtype)
+    if dtype == torch.float32:
+        _compute_maps_in_float64(model)
     with torch.no_grad(), network.in_scope():
         maps = [level for level in model.extract_feat(x.to(dtype)) if isinstance(level, Tensor)]
         [result] = model.predict(x.to(dtype), [copy.deepcopy(sample)], rescale=True)
@@ -81,6 +83,20 @@ def _outputs(network: Network, sample: Any, x: Tensor, dtype: torch.dtype) -> tu
     values = [value for part in (instances, segments) if part is not None for _, value in sorted(part.items())]
     tensors = [value for value in values if isinstance(value, Tensor)]
     return [*maps, *tensors], len(instances) if instances is not None else 0
+
+
+def _compute_maps_in_float64(model: Any) -> None:
+    """Give heads that know float32 alone maps without its rounding, which changes the order of similar scores."""
+    for name in ("backbone", "neck"):
+        if getattr(model, name, None) is not None:
+            getattr(model, name).double()
+    extract = type(model).extract_feat
+
+    def extract_feat(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        found = extract(model, x.double(), *arguments, **options)
+        return tuple(level.float() if isinstance(level, Tensor) else level for level in found)
+
+    model.extract_feat = extract_feat
 
 
 def _largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:

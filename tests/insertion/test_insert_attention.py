@@ -169,7 +169,8 @@ def test_attention_is_not_inserted_twice(tool: Tool, retinanet: tuple[Path, Path
     config, checkpoint = retinanet
     out = config.parent / "out"
     at = ("--at", "backbone.layer*")
-    assert tool(TOOL, config, checkpoint, out, *at)[0] == 0
+    status, _, error = tool(TOOL, config, checkpoint, out, *at)
+    assert status == 0, error
     before = {path: path.read_bytes() for path in out.iterdir()}
     for arguments, message in (
         ((config, out / "epoch_1_sa.pth"), "holds attention already, backbone.layer1.1.inserted_sa."),
