@@ -35,6 +35,7 @@ def native() -> dict[str, Any]:
     extension = Extension(
         ".".join([*NATIVE.parts, names["library_name"]()]),
         [str(NATIVE / name) for name in names["SOURCES"]],
+        depends=[str(path) for path in (ROOT / NATIVE).glob("*.h")],
         include_dirs=include_paths(),
         library_dirs=library_paths(),
         libraries=["c10", "torch_cpu"],
@@ -59,6 +60,7 @@ setup(
         "sa_mmdet": [
             "py.typed",
             "ops/native/*.cpp",
+            "ops/native/*.h",
             "evaluation/templates/*.html",
             ".mim/model-index.yml",
             ".mim/configs/**/*.py",

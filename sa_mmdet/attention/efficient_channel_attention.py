@@ -7,6 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from sa_mmdet.ops.block_end import BlockEnd
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
@@ -57,7 +58,17 @@ class EfficientChannelAttention(ExactStart, Attention):
         nn.init.zeros_(self.conv.weight)
         return torch.arange(self.in_channels), 0.5
 
+    def obstacle_to_fusion(self) -> str | None:
+        """None: the gates follow from the channels' means."""
+        return None
+
+    def forward_end(self, end: BlockEnd) -> Tensor:
+        """Compute the end of a block, relu(identity + forward(norm(x))), from the means of norm(x)."""
+        return end.gated(self._gates(end.means()))
+
+    def _gates(self, means: Tensor) -> Tensor:
+        return self.conv(means.to(self.conv.weight.dtype)[:, None]).sigmoid()[:, 0]
+
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean((2, 3), dtype=at_least_float32(x)).to(self.conv.weight.dtype)
-        gate = self.conv(mean[:, None]).sigmoid()[:, 0, :, None, None]
+        gate = self._gates(x.mean((2, 3), dtype=at_least_float32(x)))[:, :, None, None]
         return x * gate.to(x.dtype)

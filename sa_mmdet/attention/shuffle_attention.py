@@ -8,7 +8,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from sa_mmdet.ops import Parameters, shuffle_attention, shuffle_attention_gates, shuffle_attention_residual
+from sa_mmdet.ops import Parameters, shuffle_attention, shuffle_attention_gates
+from sa_mmdet.ops.block_end import BlockEnd
 from sa_mmdet.ops.functional import shuffle_attention_normalised, spatial_branch
 from sa_mmdet.ops.fusion import IMPLEMENTATIONS, Replaceable, obstacle_in_groups, obstacle_in_modules, use_fused
 from sa_mmdet.ops.tensors import unshuffle_channels
@@ -163,26 +164,9 @@ class ShuffleAttention(ExactStart, Attention):
             return shuffle_attention_normalised(x, self._normalised(x), parameters, self.groups, self.shuffle)
         return shuffle_attention(x, *parameters, self.groups, self.eps, self.shuffle, self.implementation)
 
-    def forward_residual(self, x: Tensor, identity: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Compute the end of a block, relu(identity + forward(scale * x + shift)), as one operator where possible.
-
-        Args:
-            x: N x C x H x W.
-            identity: N x C x H x W.
-            scale: C elements.
-            shift: C elements.
-        """
-        return shuffle_attention_residual(
-            x,
-            identity,
-            scale,
-            shift,
-            *self._parameters_in_order(),
-            self.groups,
-            self.eps,
-            self.shuffle,
-            self.implementation,
-        )
+    def forward_end(self, end: BlockEnd) -> Tensor:
+        """Compute the end of a block, relu(identity + forward(norm(x))), as one operator where possible."""
+        return end.shuffled(self._parameters_in_order(), self.groups, self.eps, self.implementation)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}"

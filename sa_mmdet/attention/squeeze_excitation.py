@@ -6,6 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from sa_mmdet.ops.block_end import BlockEnd
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
@@ -89,7 +90,18 @@ class SqueezeExcitation(ExactStart, Attention):
         zero_(self.fc[2])
         return torch.arange(self.fc[0].in_features), 0.5
 
+    def obstacle_to_fusion(self) -> str | None:
+        """Why the gates do not follow from the channels' means, or None."""
+        return None if self.pool == "avg" else f"the gates of pool={self.pool!r} do not follow from means"
+
+    def forward_end(self, end: BlockEnd) -> Tensor:
+        """Compute the end of a block, relu(identity + forward(norm(x))), from the means of norm(x)."""
+        return end.gated(self._gates(end.means()))
+
+    def _gates(self, squeezed: Tensor) -> Tensor:
+        return self.gate(self.fc(squeezed.to(self.fc[0].weight.dtype)))
+
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.gate(self.fc(self.squeeze(x).to(self.fc[0].weight.dtype)))
+        gate = self._gates(self.squeeze(x))
         gate = gate.permute(0, 3, 1, 2) if self.pool == "none" else gate[:, :, None, None]
         return x * gate.to(x.dtype)

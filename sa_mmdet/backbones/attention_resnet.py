@@ -42,6 +42,11 @@ class AttentionResNet(ResNet):
             'pre' before the block's first convolution; 'post' after its last ReLU; 'identity' on the connection that
             is added to the block's output; 'conv2' after the 3 x 3 convolution of a bottleneck. 'pre', 'post' and
             'identity' start as the identity, whatever weights there are: see :func:`sa_mmdet.insertion.insert`.
+        implementation: 'auto' to compute norms, gates, additions and ReLUs of Bottlenecks by one operator each where
+            nobody can tell the difference, 'reference' to run MMDetection's own blocks; the parameters and the results
+            are the same.
+        keep_inputs: Whether those operators keep the norms' inputs for the backward pass. By default they compute them
+            again from their results wherever that costs at most six bits of float32, and need less memory.
         **kwargs: As :class:`mmdet.models.ResNet` takes them.
 
     Raises:
@@ -62,9 +67,12 @@ class AttentionResNet(ResNet):
         plugins: Sequence[dict] | None = None,
         stage_attention: dict | None = None,
         placement: str = "standard",
+        implementation: str = "auto",
+        keep_inputs: bool = False,
         **kwargs: Any,
     ):
         choose("placement", placement, PLACEMENTS)
+        choose("implementation", implementation, dict.fromkeys(("auto", "reference")))
         num_stages = kwargs.get("num_stages", 4)
         if attention is None or isinstance(attention, dict):
             attention = [attention] * num_stages
@@ -89,6 +97,9 @@ class AttentionResNet(ResNet):
             derive(self, HoldingAttention)
             self._freeze_stages()
         self._attention_shapes = attention_shapes(self)
+        for block in self.modules():
+            if isinstance(block, FusedBottleneck):
+                block.implementation, block.keep_inputs = implementation, keep_inputs
 
         # ResNet gives its own blocks this start, and does not know subclasses of them.
         starts_from_scratch = kwargs.get("init_cfg") is None and kwargs.get("pretrained") is None
@@ -156,6 +167,7 @@ class SAResNet(AttentionResNet):
             width = kwargs.get("base_channels", 64) * self.arch_settings[depth][0].expansion
             check_groups(groups, [width * 2**stage for stage, flag in enumerate(flags) if flag])
         attention = dict(type=name_of(ShuffleAttention), groups=groups, implementation=implementation)
+        kwargs["implementation"] = "reference" if implementation == "reference" else "auto"
         super().__init__(depth, attention=attention, stage_with_attention=stage_with_attention, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""A Bottleneck that computes its tail, from the last batch norm to the last ReLU, as one operator where possible."""
+"""A Bottleneck whose elementwise work, such as its end from the last batch norm on, is one operator each."""
 
 from typing import Any
 
@@ -9,12 +9,14 @@ from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
 
 from sa_mmdet.attention import ShuffleAttention
-from sa_mmdet.ops import backends
+from sa_mmdet.attention.fused import FUSED
+from sa_mmdet.ops import backends, compiled
+from sa_mmdet.ops.block_end import BlockEnd, EvalNorm, norm_relu
 from sa_mmdet.ops.fusion import Replaceable, obstacle_in_call, obstacle_in_modules
-from sa_mmdet.ops.tensors import at_least_float32
 
 _FORWARD, _FORWARD_PLUGIN = Bottleneck.forward, Bottleneck.forward_plugin
-_ATTENTION, _RELU = Replaceable(ShuffleAttention), Replaceable(nn.ReLU)
+_ATTENTION, _RELU = {kind: Replaceable(kind) for kind in FUSED}, Replaceable(nn.ReLU)
+_SEQUENTIAL = Replaceable(nn.Sequential)
 # MMEngine replaces synchronised norms by the last where there is one process.
 _NORMS = {kind: Replaceable(kind) for kind in (nn.BatchNorm2d, nn.SyncBatchNorm, _BatchNormXd)}
 
@@ -22,37 +24,73 @@ _NORMS = {kind: Replaceable(kind) for kind in (nn.BatchNorm2d, nn.SyncBatchNorm,
 class FusedBottleneck(Bottleneck):
     """MMDetection's Bottleneck, with the same parameters and results.
 
-    If shuffle attention is the only plugin after the last norm and that norm is a batch norm in evaluation mode
-    (MMDetection's ``norm_eval=True``, also while training), one operator computes norm, attention, shuffle, addition
-    and ReLU. It reads and writes less memory than the norm, the addition and the ReLU of the plain block. Otherwise,
-    and where a layer of the tail is of another class, is replaced or has hooks, MMDetection's own forward runs.
+    Where the batch norms are in evaluation mode (MMDetection's ``norm_eval=True``, also while training) and what
+    follows the last norm is nothing or one of this package's attentions, one operator computes norm, attention,
+    addition and ReLU, and on CPUs one operator each computes the other norms and the ReLU after them. They read and
+    write less memory than the layers of the plain block, and keep less for the backward pass. Otherwise, and where a
+    layer is of another class, is replaced or has hooks, MMDetection's own forward runs.
+
+    Attributes:
+        implementation: 'auto', or 'reference' for MMDetection's own forward in any case.
+        keep_inputs: Whether to keep the norms' inputs for the backward pass, as MMDetection's layers do.
     """
 
+    implementation = "auto"
+    keep_inputs = False
+
     def forward(self, x: Tensor) -> Tensor:
-        if obstacle_in_call(x) or self.obstacle_to_fusion():
+        if obstacle_in_call(x) or self.obstacle_to_fusion(x):
             return super().forward(x)
         if self.with_cp and x.requires_grad:
             return cp.checkpoint(self._fused_forward, x, use_reentrant=False)
         return self._fused_forward(x)
 
     def _fused_forward(self, x: Tensor) -> Tensor:
-        """MMDetection's forward up to the last convolution, then the tail."""
-        out = self.relu(self.norm1(self.conv1(x)))
-        out = self.forward_plugin(out, self.after_conv1_plugin_names)
-        out = self.relu(self.norm2(self.conv2(out)))
-        out = self.forward_plugin(out, self.after_conv2_plugin_names)
+        """MMDetection's forward up to the last convolution, then the end."""
+        out = self._norm_relu(self.conv1(x), self.norm1)
+        out = self.forward_plugin(out, self._plugins_after("conv1"))
+        out = self._norm_relu(self.conv2(out), self.norm2)
+        out = self.forward_plugin(out, self._plugins_after("conv2"))
         out = self.conv3(out)
-        identity = x if self.downsample is None else self.downsample(x)
-        attention = getattr(self, self.after_conv3_plugin_names[0])
-        return attention.forward_residual(out, identity, *_scale_and_shift(self.norm3))
+        identity, identity_norm = self._identity(x, by_compiled=compiled.obstacle(out) is None)
+        end = BlockEnd(out, identity, _eval_norm(self.norm3), identity_norm, self.keep_inputs)
+        names = self._plugins_after("conv3")
+        attention: Any = getattr(self, names[0]) if names else None
+        return end.gated() if attention is None else attention.forward_end(end)
 
-    def obstacle_to_fusion(self) -> str | None:
-        """Why one operator cannot compute the tail as it is now, or None."""
-        names = getattr(self, "after_conv3_plugin_names", [])
+    def _plugins_after(self, convolution: str) -> list[str]:
+        return getattr(self, f"after_{convolution}_plugin_names", [])
+
+    def _norm_relu(self, x: Tensor, norm: Any) -> Tensor:
+        if compiled.obstacle(x) or _channels_last(x) or _obstacle_in_norm("norm", norm):
+            return self.relu(norm(x))
+        return norm_relu(x, _eval_norm(norm), self.keep_inputs)
+
+    def _identity(self, x: Tensor, by_compiled: bool) -> tuple[Tensor, EvalNorm | None]:
+        """What is added to the block's result, and a norm that it still has to pass."""
+        downsample: Any = self.downsample
+        if downsample is None:
+            return x, None
+        if not by_compiled or _SEQUENTIAL.obstacle("downsample", downsample) or len(downsample) < 2:
+            return downsample(x), None
+        *layers, norm = downsample
+        if _obstacle_in_norm("the downsample's norm", norm):
+            return downsample(x), None
+        for layer in layers:
+            x = layer(x)
+        return x, _eval_norm(norm)
+
+    def obstacle_to_fusion(self, x: Tensor | None = None) -> str | None:
+        """Why one operator cannot compute the block's end as it is now, or None.
+
+        Args:
+            x: The block's input; None for one like the parameters of the block.
+        """
+        names = self._plugins_after("conv3")
         attention: Any = getattr(self, names[0]) if len(names) == 1 else None
-        if not isinstance(attention, ShuffleAttention):
-            return "shuffle attention is not the only plugin of the tail"
-        if attention.implementation == "reference":
+        if len(names) > 1 or (attention is not None and not isinstance(attention, FUSED)):
+            return "an attention of this package is not the only plugin at the block's end"
+        if "reference" in (self.implementation, getattr(attention, "implementation", None)):
             return "implementation='reference' is asked for"
         if Bottleneck.forward is not _FORWARD:
             return "the forward of MMDetection's Bottleneck is replaced"
@@ -60,11 +98,29 @@ class FusedBottleneck(Bottleneck):
             return "forward_plugin is replaced"
         return (
             obstacle_in_modules()
-            or _ATTENTION.obstacle(names[0], attention)
-            or attention.obstacle_to_fusion()
+            or (None if attention is None else self._obstacle_in_attention(names[0], attention))
+            or self._obstacle_in_kernels(attention, x)
             or _RELU.obstacle("relu", self.relu)
             or _obstacle_in_norm(self.norm3_name, self.norm3)
         )
+
+    @staticmethod
+    def _obstacle_in_attention(name: str, attention: Any) -> str | None:
+        replaceable = _ATTENTION.get(type(attention))
+        if replaceable is None:
+            return f"{name} is of the class {type(attention).__name__}"
+        return replaceable.obstacle(name, attention) or attention.obstacle_to_fusion()
+
+    def _obstacle_in_kernels(self, attention: Any, x: Tensor | None) -> str | None:
+        """Why there is no kernel for this attention and this input, or None; shuffle attention has others, too."""
+        if isinstance(attention, ShuffleAttention):
+            return None
+        x = _like_input(self) if x is None else x
+        return compiled.obstacle(x) or ("the feature maps are channels-last" if _channels_last(x) else None)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _obstacle_in_norm(name: str, norm: Any) -> str | None:
@@ -79,11 +135,14 @@ def _obstacle_in_norm(name: str, norm: Any) -> str | None:
     return replaceable.obstacle(name, norm)
 
 
-def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
-    """A batch norm in evaluation mode as y = scale * x + shift (C each), in float32 where its own dtype is coarser."""
-    dtype = at_least_float32(norm.weight)
-    scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
-    return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
+def _eval_norm(norm: Any) -> EvalNorm:
+    return EvalNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+
+
+def _like_input(block: nn.Module) -> Tensor:
+    """A tensor of the dtype and on the device of the block's parameters."""
+    parameter = next(block.parameters())
+    return torch.empty(1, dtype=parameter.dtype, device=parameter.device)
 
 
 def obstacles_to_fusion(model: nn.Module) -> dict[str, str | None]:
@@ -106,6 +165,5 @@ def _obstacle_in_block(block: nn.Module) -> str | None:
         return f"{type(block).__name__} has no fused form"
     if type(block).forward is not FusedBottleneck.forward or "forward" in block.__dict__:
         return "the forward of the block is replaced"
-    parameter = next(block.parameters())
-    like_input = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-    return block.obstacle_to_fusion() or obstacle_in_call(like_input) or backends.failures.get(parameter.device)
+    like_input = _like_input(block)
+    return block.obstacle_to_fusion() or obstacle_in_call(like_input) or backends.failures.get(like_input.device)

@@ -1,7 +1,7 @@
 """The fused operator on CPUs, compiled from C++: see :mod:`sa_mmdet.ops.native`.
 
-The library is built when the package is installed where PyTorch and a compiler are. Where it is missing,
-:mod:`sa_mmdet.ops.cpu` computes the same by PyTorch's operators.
+The library is built when the package is installed where PyTorch and a compiler are. Where it is missing, PyTorch's own
+operators compute the same.
 """
 
 from pathlib import Path
@@ -30,8 +30,53 @@ def _load() -> str | None:
     return None
 
 
-# Why the operator cannot be used, or None.
+# Why the operators cannot be used, or None.
 missing = _load()
+# What the operators compute in; half precision is computed in float32 and rounded once.
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def obstacle(x: Tensor) -> str | None:
+    """Why the operators that have their own derivatives cannot take a tensor at this moment, or None.
+
+    Whoever compiles or exports a network sees other operators, which compilers know: see
+    :mod:`sa_mmdet.ops.custom_op`.
+    """
+    if missing is not None:
+        return missing
+    if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+        return f"the input is of the class {type(x).__name__}"
+    if torch.compiler.is_compiling():
+        return "torch.compile does it"
+    if x.device.type != "cpu" or x.dtype not in _DTYPES:
+        return f"there is no compiled operator for {x.dtype} on {x.device.type}"
+    return None if x.numel() else "the feature map is empty"
+
+
+def shuffle_attention(
+    x: Tensor,
+    identity: Tensor | None,
+    norm: tuple,
+    identity_norm: tuple,
+    parameters: tuple,
+    eps: float,
+    keep: bool = False,
+) -> Tensor:
+    """Compute shuffle attention of norm(x), with the end of a residual block if there is an identity.
+
+    Args:
+        x: N x C x H x W.
+        identity: N x C x H x W, or None for the attention alone.
+        norm: Weight, bias, mean and variance of a batch norm (C elements or None each), and what is added to the
+            variance.
+        identity_norm: The same for the identity.
+        parameters: The six parameters, as :class:`sa_mmdet.ops.reference.Parameters` orders them, K elements each.
+        eps: Added to the variance of the spatial branch.
+        keep: Whether to keep all of x for the gradients. Otherwise the spatial branch is kept, and what the result and
+            the identity do not give of the channel branch.
+    """
+    operator = torch.ops.sa_mmdet_cpu.shuffle_attention
+    return operator(x, identity, *norm, *identity_norm, *parameters, eps, keep)
 
 
 def forward(

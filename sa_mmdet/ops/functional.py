@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor
 
-from . import custom_op, reference
+from . import compiled, custom_op, reference
 from .fusion import obstacle_in_call, obstacle_in_parameters, use_fused
 from .reference import Parameters
 from .tensors import at_least_float32
+
+# Weight, bias, mean, variance and eps of a batch norm that is not there.
+_NO_NORM = (None, None, None, None, 0.0)
 
 
 def shuffle_attention(
@@ -57,6 +60,8 @@ def shuffle_attention(
     _check(x, groups)
     parameters = Parameters(channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
     if use_fused(implementation, _obstacle(x, parameters, groups, shuffle)):
+        if compiled.obstacle(x) is None:
+            return compiled.shuffle_attention(x, None, _NO_NORM, _NO_NORM, parameters, eps)
         return custom_op.fused(x, None, None, None, _stacked(parameters), groups, eps, implementation == "auto")[0]
     return reference.attention(x, parameters, groups, eps, shuffle)
 
@@ -105,7 +110,11 @@ def shuffle_attention_residual(
     _check(x, groups)
     parameters = Parameters(channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
     if use_fused(implementation, _obstacle(x, parameters, groups, shuffle)):
-        arguments = (x, identity.to(x.dtype), scale, shift, _stacked(parameters), groups, eps)
+        identity = identity.to(x.dtype)
+        if compiled.obstacle(x) is None:
+            norm = (scale, shift, None, None, 0.0)
+            return compiled.shuffle_attention(x, identity, norm, _NO_NORM, parameters, eps)
+        arguments = (x, identity, scale, shift, _stacked(parameters), groups, eps)
         return custom_op.fused(*arguments, implementation == "auto")[0]
     return reference.residual(x, identity, scale, shift, parameters, groups, eps, shuffle)
 

@@ -169,7 +169,7 @@ def test_nan_and_infinity_pass_as_in_the_reference(value: float) -> None:
         assert torch.equal(actual.isinf(), expected.isinf())
 
 
-def test_only_input_and_output_are_kept_in_full_size() -> None:
+def test_what_is_kept_for_the_gradients() -> None:
     inputs = Inputs((2, 64, 8, 16, 16), torch.float32)
     kept: list[Tensor] = []
 
@@ -180,7 +180,13 @@ def test_only_input_and_output_are_kept_in_full_size() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = inputs.fused()
     full = {t.data_ptr() for t in kept if t.numel() == inputs.x.numel()}
-    assert full == {inputs.x.data_ptr(), out.data_ptr()}
+    if compiled.missing:
+        assert full == {inputs.x.data_ptr(), out.data_ptr()}
+        return
+    assert full == {inputs.identity.data_ptr(), out.data_ptr()}
+    # The scales are random: the spatial branch is half of x, and some channels more have scales near zero.
+    [rows] = [t for t in kept if t.dim() == 2 and t.shape[1] == 16 * 16]
+    assert 0.5 <= rows.numel() / inputs.x.numel() < 0.6
 
 
 def test_checkpointing_and_compile_see_one_operator() -> None:

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-SOURCES = ("shuffle_attention.cpp",)
+SOURCES = ("pointwise.cpp", "shuffle_attention.cpp", "autograd.cpp")
 
 
 def library_name() -> str:

@@ -1,0 +1,101 @@
+"""The elementwise work of a residual block whose batch norms are in evaluation mode, by compiled operators for CPUs.
+
+These operators have their derivatives in C++ and keep less than the layers that they replace: for a map that was
+normalised and passed a ReLU the gradients need the result alone, since it gives the normalised input wherever the ReLU
+let it pass. See docs/kernels.md.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import compiled
+from .functional import shuffle_attention_residual
+from .reference import Parameters
+from .tensors import at_least_float32
+
+
+class EvalNorm(NamedTuple):
+    """A batch norm in evaluation mode, (x - mean) / sqrt(variance + eps) * weight + bias; C elements each, or None."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    variance: Tensor | None
+    eps: float
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The norm as scale * x + shift (C each), in float32 where its own dtype is coarser; all four vectors exist."""
+        weight, bias, mean, variance, eps = self
+        if weight is None or bias is None or mean is None or variance is None:
+            raise ValueError("a norm without weight, bias or statistics has no scale and shift here")
+        dtype = at_least_float32(weight)
+        scale = weight.to(dtype) * torch.rsqrt(variance.to(dtype) + eps)
+        return scale, bias.to(dtype) - mean.to(dtype) * scale
+
+
+_NO_NORM = EvalNorm(None, None, None, None, 0.0)
+
+
+def norm_relu(x: Tensor, norm: EvalNorm, keep: bool = False) -> Tensor:
+    """Compute relu(norm(x)) in one pass.
+
+    Args:
+        x: N x C x H x W, on the CPU.
+        norm: The batch norm.
+        keep: Whether to keep x for the gradients, which then are those of the separate layers to the last bit.
+            Otherwise x is kept for the channels alone whose bias is large beside their weight.
+    """
+    return torch.ops.sa_mmdet_cpu.norm_relu(x, *norm, keep)
+
+
+@dataclass(frozen=True)
+class BlockEnd:
+    """The end of a residual block, relu(identity_norm(identity) + attention(norm(x))), but for the attention.
+
+    Attributes:
+        x: N x C x H x W, what the block's last convolution returned.
+        identity: N x C x H x W.
+        norm: The block's last norm.
+        identity_norm: A norm of the identity, None if it has none or is normalised already.
+        keep: Whether to keep x for the gradients, as :func:`norm_relu` takes it. Otherwise what does not follow from
+            the result and the identity is kept.
+    """
+
+    x: Tensor
+    identity: Tensor
+    norm: EvalNorm
+    identity_norm: EvalNorm | None = None
+    keep: bool = False
+
+    def means(self) -> Tensor:
+        """The means of norm(x) over its positions, N x C in float32 or float64."""
+        means: Tensor = torch.ops.sa_mmdet_cpu.row_means(self.x)
+        scale, shift = self.norm.scale_and_shift()
+        return torch.addcmul(shift.to(means.dtype), means, scale.to(means.dtype))
+
+    def gated(self, channel_gate: Tensor | None = None, position_gate: Tensor | None = None) -> Tensor:
+        """The result where attention multiplies by gates.
+
+        Args:
+            channel_gate: A gate for each image and channel, N x C; None for 1.
+            position_gate: A gate for each position of each of G groups of adjacent channels, N x G x H x W; None for 1.
+        """
+        identity, identity_norm = self._identity()
+        arguments = (self.x, identity, *self.norm, channel_gate, position_gate, *identity_norm, self.keep)
+        return torch.ops.sa_mmdet_cpu.residual(*arguments)
+
+    def shuffled(self, parameters: Parameters, groups: int, eps: float, implementation: str) -> Tensor:
+        """The result of shuffle attention, see :func:`sa_mmdet.ops.shuffle_attention_residual`."""
+        if compiled.obstacle(self.x):
+            assert self.identity_norm is None
+            scale, shift = self.norm.scale_and_shift()
+            options: Any = dict(groups=groups, eps=eps, implementation=implementation)
+            return shuffle_attention_residual(self.x, self.identity, scale, shift, *parameters, **options)
+        identity, identity_norm = self._identity()
+        return compiled.shuffle_attention(self.x, identity, self.norm, identity_norm, parameters, eps, self.keep)
+
+    def _identity(self) -> tuple[Tensor, EvalNorm]:
+        return self.identity.to(self.x.dtype), self.identity_norm or _NO_NORM

@@ -1,0 +1,154 @@
+// What the kernels for CPUs share: one binary for all processors, the functions of a gate, batch norms as numbers per
+// channel, and the rows of a map that are kept for the gradients.
+//
+// A row is one channel of one image, L positions. T is the dtype of the maps, A that of the arithmetic.
+
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include <torch/version.h>
+
+namespace sa_mmdet {
+
+using at::Tensor;
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 5  // before c10's own became the standard library's
+using MaybeTensor = c10::optional<Tensor>;
+#else
+using MaybeTensor = std::optional<Tensor>;
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+// One binary for all processors: the loader chooses the widest instructions that the processor has.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(SA_MMDET_DEFAULT_CLONE)
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define CLONES
+#endif
+
+// Sums of this many elements are added in the dtype of the arithmetic, the sums of all blocks in double.
+constexpr int64_t BLOCK = 2048;
+
+INLINE float exponential(float z) {
+  // Cephes' polynomial on [-ln 2 / 2, ln 2 / 2]. glibc's function is not vectorised without -ffast-math.
+  z = z > 88.0f ? 88.0f : z;  // NaN passes both comparisons
+  z = z < -87.0f ? -87.0f : z;
+  const float rounded = z * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer is in the lowest bits
+  uint32_t bits;
+  std::memcpy(&bits, &rounded, sizeof(bits));
+  const float n = rounded - 12582912.0f;
+  const float r = (z - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  bits = (bits + 127u) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return p * power;
+}
+
+INLINE double exponential(double z) { return std::exp(z); }
+
+template <typename A>
+INLINE A sigmoid(A z) {
+  return A(1) / (A(1) + exponential(-z));
+}
+
+template <typename A>
+INLINE A relu(A z) {
+  return z <= A(0) ? A(0) : z;  // NaN stays NaN
+}
+
+// The dtype of the arithmetic for maps of dtype T.
+template <typename T>
+struct Wide {
+  using type = float;
+};
+template <>
+struct Wide<double> {
+  using type = double;
+};
+
+// Rows that one thread computes at least: it takes some microseconds to start one.
+inline int64_t grain(int64_t length) { return std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, length)); }
+
+// A batch norm in evaluation mode: y = scale * x + shift, with scale = weight * rstd and shift = bias - mean * scale.
+// The statistics may be missing (0 and 1), and so may weight (1) and bias (0).
+struct Norm {
+  MaybeTensor weight, bias, mean, variance;
+  double eps = 0;
+};
+
+template <typename A>
+struct NormNumbers {
+  std::vector<A> weight, bias, mean, rstd, scale, shift;
+
+  NormNumbers(const Norm& norm, int64_t channels)
+      : weight(numbers(norm.weight, channels, 1)),
+        bias(numbers(norm.bias, channels, 0)),
+        mean(numbers(norm.mean, channels, 0)),
+        rstd(numbers(norm.variance, channels, 1)),
+        scale(channels),
+        shift(channels) {
+    for (int64_t c = 0; c < channels; ++c) {
+      if (norm.variance) rstd[c] = A(1) / std::sqrt(rstd[c] + A(norm.eps));
+      scale[c] = weight[c] * rstd[c];
+      shift[c] = bias[c] - mean[c] * scale[c];
+    }
+  }
+
+ private:
+  static std::vector<A> numbers(const MaybeTensor& vector, int64_t channels, A value) {
+    if (!vector) return std::vector<A>(channels, value);
+    TORCH_CHECK(
+        vector->numel() == channels, "a norm's vector has ", vector->numel(), " elements for ", channels, " channels");
+    const Tensor wide = vector->detach().to(c10::CppTypeToScalarType<A>::value).contiguous();
+    const A* begin = wide.template const_data_ptr<A>();
+    return std::vector<A>(begin, begin + channels);
+  }
+};
+
+// Whether (y - bias) / weight gives the normalised x to all but the last few bits. The rounding of y, and of the terms
+// that were added to it (their root mean square), grows by this division.
+template <typename A>
+inline bool recoverable(A factor, A weight, A bias, A added, bool half) {
+  // 64: six bits. In half precision, where the terms themselves have 8 or 11 bits, none may be lost.
+  const A limit = half ? A(1) : A(64), least = A(1e-20);
+  const A size = std::abs(factor * weight);
+  return std::abs(weight) > least && size > least && std::abs(bias) <= limit * std::abs(weight) &&
+      added <= limit * size;
+}
+
+// The rows of x that are kept: all, as x itself, or some, each at the place that `places` (N x C) names, -1 for none.
+struct Kept {
+  Tensor rows;
+  MaybeTensor places;
+
+  template <typename T>
+  const T* row(int64_t i, int64_t length) const {
+    const int64_t place = places ? places->const_data_ptr<int64_t>()[i] : i;
+    return place < 0 ? nullptr : rows.const_data_ptr<T>() + place * length;
+  }
+};
+
+// Copies the rows of x whose flags are set.
+Kept keep_rows(const Tensor& x, const std::vector<char>& flags);
+
+// Raises an error unless the map is contiguous, on the CPU, and of the shape and dtype of the other.
+void check(const Tensor& like, const Tensor& map);
+
+}  // namespace sa_mmdet
