@@ -6,6 +6,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from sa_mmdet.ops.block_end import BlockEnd
+from sa_mmdet.ops.fusion import Replaceable
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
@@ -40,10 +42,17 @@ class _SpatialGate(nn.Module):
         self.spatial.add_module("conv", nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False))
         self.spatial.add_module("bn", nn.BatchNorm2d(1, momentum=0.01))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gates(self, x: Tensor) -> Tensor:
+        """The gates of all positions, N x 1 x H x W."""
         average = x.mean(1, keepdim=True, dtype=at_least_float32(x))
         pooled = torch.cat((x.amax(1, keepdim=True).to(average.dtype), average), dim=1)
-        return x * self.spatial(pooled.to(self.spatial.conv.weight.dtype)).sigmoid().to(x.dtype)
+        return self.spatial(pooled.to(self.spatial.conv.weight.dtype)).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gates(x).to(x.dtype)
+
+
+_SPATIAL_GATE = Replaceable(_SpatialGate)
 
 
 @register(MODELS)
@@ -95,6 +104,15 @@ class CBAM(ExactStart, Attention):
         zero_(self.ChannelGate.mlp[3])
         zero_(self.SpatialGate.spatial.bn)
         return torch.arange(self.in_channels), 0.25
+
+    def obstacle_to_fusion(self) -> str | None:
+        """Why the two halves must be called themselves, or None."""
+        return _SPATIAL_GATE.obstacle("SpatialGate", self.SpatialGate)
+
+    def forward_end(self, end: BlockEnd) -> Tensor:
+        """Compute the end of a block, relu(identity + forward(norm(x))): the gates of positions with what follows."""
+        x = self.ChannelGate(end.normed())
+        return end.instead_of_norm(x).gated(position_gate=self.SpatialGate.gates(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.SpatialGate(self.ChannelGate(x))

@@ -1,7 +1,9 @@
 """The attentions that can be computed with the end of a residual block: they have ``forward_end``."""
 
+from .cbam import CBAM
 from .efficient_channel_attention import EfficientChannelAttention
 from .shuffle_attention import ShuffleAttention
+from .spatial_group_enhance import SpatialGroupEnhance
 from .squeeze_excitation import SqueezeExcitation
 
-FUSED = (ShuffleAttention, SqueezeExcitation, EfficientChannelAttention)
+FUSED = (ShuffleAttention, SqueezeExcitation, EfficientChannelAttention, SpatialGroupEnhance, CBAM)

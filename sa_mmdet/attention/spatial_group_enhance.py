@@ -7,6 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from sa_mmdet.ops.block_end import BlockEnd
 from sa_mmdet.ops.tensors import at_least_float32
 from sa_mmdet.registry import register
 
@@ -54,13 +55,27 @@ class SpatialGroupEnhance(ExactStart, Attention):
         nn.init.ones_(self.bias)
         return torch.arange(self.in_channels), 1 / (1 + math.exp(-1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        wide = x.reshape(n, self.groups, c // self.groups, h * w).to(at_least_float32(x))
-        similarity = (wide * wide.mean(3, keepdim=True)).sum(2)
-        centred = similarity - similarity.mean(2, keepdim=True)
+    def obstacle_to_fusion(self) -> str | None:
+        """None: the gates follow from the channels' means and one product per position."""
+        return None
+
+    def forward_end(self, end: BlockEnd) -> Tensor:
+        """Compute the end of a block, relu(identity + forward(norm(x))), without norm(x) itself."""
+        return end.gated(position_gate=self._gates(end.similarity(end.means(), self.groups)))
+
+    def _gates(self, similarity: Tensor) -> Tensor:
+        """The gates (N x G x H x W) for each position's similarity to the mean of its group (the same)."""
+        n, _, h, w = similarity.shape
+        flat = similarity.flatten(2)
+        centred = flat - flat.mean(2, keepdim=True)
         # The unbiased standard deviation, which a single position does not have.
         deviation = centred.std(2, correction=int(h * w > 1), keepdim=True)
         gate = (centred / (deviation + _EPS)).reshape(n, self.groups, h, w) * self.weight + self.bias
-        gated = x.reshape(n, self.groups, c // self.groups, h, w) * gate.sigmoid().to(x.dtype)[:, :, None]
+        return gate.sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        wide = x.reshape(n, self.groups, c // self.groups, h * w).to(at_least_float32(x))
+        similarity = (wide * wide.mean(3, keepdim=True)).sum(2).reshape(n, self.groups, h, w)
+        gated = x.reshape(n, self.groups, c // self.groups, h, w) * self._gates(similarity).to(x.dtype)[:, :, None]
         return gated.reshape(n, c, h, w)

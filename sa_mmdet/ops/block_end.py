@@ -5,10 +5,11 @@ normalised and passed a ReLU the gradients need the result alone, since it gives
 let it pass. See docs/kernels.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import compiled
@@ -76,6 +77,29 @@ class BlockEnd:
         scale, shift = self.norm.scale_and_shift()
         return torch.addcmul(shift.to(means.dtype), means, scale.to(means.dtype))
 
+    def normed(self) -> Tensor:
+        """norm(x), N x C x H x W, for attention whose gates need all of it."""
+        weight, bias, mean, variance, eps = self.norm
+        return F.batch_norm(self.x, mean, variance, weight, bias, eps=eps)
+
+    def similarity(self, directions: Tensor, groups: int) -> Tensor:
+        """The scalar product of each position of norm(x) with a direction, within groups of adjacent channels.
+
+        Args:
+            directions: N x C.
+            groups: G.
+
+        Returns:
+            N x G x H x W, in the dtype of ``directions``.
+        """
+        n, channels, height, width = self.x.shape
+        scale, shift = (vector.to(directions.dtype) for vector in self.norm.scale_and_shift())
+        with torch.autocast("cpu", enabled=False):
+            weights = (directions * scale).view(n * groups, 1, channels // groups)
+            maps = self.x.contiguous().view(n * groups, channels // groups, height * width).to(directions.dtype)
+            products = torch.bmm(weights, maps).view(n, groups, height, width)
+        return products + (directions * shift).view(n, groups, -1).sum(2)[:, :, None, None]
+
     def gated(self, channel_gate: Tensor | None = None, position_gate: Tensor | None = None) -> Tensor:
         """The result where attention multiplies by gates.
 
@@ -86,6 +110,10 @@ class BlockEnd:
         identity, identity_norm = self._identity()
         arguments = (self.x, identity, *self.norm, channel_gate, position_gate, *identity_norm, self.keep)
         return torch.ops.sa_mmdet_cpu.residual(*arguments)
+
+    def instead_of_norm(self, x: Tensor) -> "BlockEnd":
+        """The same end for a map that has been normed already (N x C x H x W)."""
+        return replace(self, x=x, norm=_NO_NORM)
 
     def shuffled(self, parameters: Parameters, groups: int, eps: float, implementation: str) -> Tensor:
         """The result of shuffle attention, see :func:`sa_mmdet.ops.shuffle_attention_residual`."""
