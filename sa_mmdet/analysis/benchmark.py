@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .benchmark_steps import LEVELS, PLAIN, VARIANTS, Step, copy_step, make_step
+from .benchmark_steps import FOLDED, LEVELS, PLAIN, VARIANTS, Step, copy_step, make_step
 from .memory import keep_freed_memory, peak_memory
 
 # The smallest number of times that a tensor of x's size is read or written. Inference: x for the statistics, then x,
@@ -41,7 +41,8 @@ def benchmark(
         memory: Whether to measure peak memory too. On a CPU each variant then runs once more in its own process.
 
     Returns:
-        For each variant a dictionary. 'inference' and 'training', and for the operator 'backward', contain:
+        For each variant a dictionary; that of the variants with folded batch norms has 'inference' alone. 'inference'
+        and 'training', and for the operator 'backward', contain:
 
         - 'min_ms', 'median_ms', 'quartiles_ms': times in milliseconds;
         - 'ratio_min', 'ratio_median': the ratios of minimum and median to those of the plain variant;
@@ -60,19 +61,21 @@ def benchmark(
     variants = [PLAIN, *(variant for variant in variants if variant != PLAIN)]
     results: dict[str, Any] = {variant: {} for variant in variants}
     if memory:
-        peaks = {variant: peak_memory(level, variant, shape, batch, device, dtype) for variant in variants}
+        trained = [variant for variant in variants if variant not in FOLDED]
+        peaks = {variant: peak_memory(level, variant, shape, batch, device, dtype) for variant in trained}
         for variant, peak in peaks.items():
             results[variant]["memory"] = dict(peak_mib=peak / 2**20, ratio=peak / peaks[PLAIN])
     keep_freed_memory()
     modes = ("inference", "backward", "training") if level == "operator" else ("inference", "training")
     for mode in modes:
-        steps = {variant: make_step(level, variant, mode, shape, batch, device, dtype) for variant in variants}
+        measured = [variant for variant in variants if mode == "inference" or variant not in FOLDED]
+        steps = {variant: make_step(level, variant, mode, shape, batch, device, dtype) for variant in measured}
         if level == "operator":
             steps[_COPY] = copy_step(shape, batch, device, getattr(torch, dtype))
         times = _take_turns(steps, repeats, device)
         del steps
         gc.collect()
-        for variant in variants:
+        for variant in measured:
             results[variant][mode] = _statistics(times[variant], times[PLAIN])
             if mode in PASSES and _COPY in times:
                 # A copy reads and writes its tensor once each.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import fuse_conv_bn
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -19,6 +20,8 @@ from sa_mmdet.registry import register
 
 LEVELS = ("operator", "backbone", "detector")
 PLAIN = "plain"
+# For inference alone: the plain network and SA-Net with their batch norms folded into the convolutions.
+FOLDED = ("folded", "baked")
 # The variants and their backbones.
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: dict(type="ResNet"),
@@ -30,10 +33,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eca": dict(type="AttentionResNet", attention=dict(type="EfficientChannelAttention")),
     "sge": dict(type="AttentionResNet", attention=dict(type="SpatialGroupEnhance")),
     "cbam": dict(type="AttentionResNet", attention=dict(type="CBAM")),
+    "folded": dict(type="ResNet"),
+    "baked": dict(type="BakedSAResNet"),
     "plain-compile": dict(type="ResNet"),
     "reference-compile": dict(type="SAResNet", implementation="reference"),
     "fused-compile": dict(type="SAResNet", implementation="auto"),
 }
+_WITHOUT_TAILS = ("none", "eca", "sge", "cbam", *FOLDED)
 _DETECTOR = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
 _STAGES = ((256, 4), (512, 8), (1024, 16), (2048, 32))  # channels and stride of ResNet-50's stages
 
@@ -96,6 +102,8 @@ def make_step(level: str, variant: str, mode: str, shape: tuple[int, int], batch
             model = MODELS.build({**cfg, "backbone": backbone})
     model.to(device)
     model.train(mode == "training")
+    if variant == "folded":
+        fuse_conv_bn(model)
     function = torch.compile(model) if variant.endswith("-compile") else model
     image = torch.randn(batch, 3, *shape, device=device)
 
@@ -135,6 +143,8 @@ class _Tails:
             attention: Any = (SqueezeExcitation if variant == "se" else PublishedShuffleAttention)(channels).to(device)
             attention.sa_parameters = [torch.randn(channels // 128, device=device).requires_grad_() for _ in range(6)]
             self.tails.append((x.requires_grad_(), identity.requires_grad_(), gradient, norm, attention))
+        if variant in _WITHOUT_TAILS:
+            raise ValueError(f"the operator's level has no variant {variant!r}: choose the level backbone or detector")
         separate = variant.startswith(PLAIN) or variant in ("se", "published")
         tail = self._separate if separate else self._fused
         self.function: Any = torch.compile(tail) if variant.endswith("-compile") else tail

@@ -26,6 +26,13 @@ def test_every_variant_is_measured_beside_the_plain_one(level: str) -> None:
     assert found["plain"]["inference"]["ratio_min"] == found["plain"]["inference"]["ratio_paired"] == 1
 
 
+def test_folded_variants_are_measured_in_inference_alone() -> None:
+    found = benchmark("backbone", (64, 64), 1, ["none", "folded", "baked"], repeats=1, memory=False)
+    assert [sorted(found[variant]) for variant in found] == [["inference", "training"]] * 2 + [["inference"]] * 2
+    with pytest.raises(ValueError, match="the operator's level has no variant 'folded'"):
+        benchmark("operator", (64, 64), 1, ["folded"], repeats=1, memory=False)
+
+
 def test_the_published_variant_is_shuffle_attention() -> None:
     torch.manual_seed(0)
     published = PublishedShuffleAttention(32, groups=4).double()
@@ -61,7 +68,7 @@ def test_every_target_is_checked(tool: Tool, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sa_mmdet.analysis.benchmark.peak_memory", lambda *arguments: 1.0)
     status, printed, _ = tool("misc/check_targets.py", "--device", "cpu", "--shape", 64, 64, "--repeats", 1)
     verdicts = [line.split()[0] for line in printed.splitlines() if "target <=" in line]
-    assert len(verdicts) == 3
+    assert len(verdicts) == 6 * 3 + 1
     assert status == ("MISSED" in verdicts)
 
 

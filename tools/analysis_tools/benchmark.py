@@ -18,10 +18,10 @@ WIDTH = 18  # characters of a variant's name
 
 
 def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
-    print(f"\n{shape[0]} x {shape[1]}, batch {batch}: ratios to plain, of the fastest turns and median of all turns")
+    print(f"\n{shape[0]} x {shape[1]}, batch {batch}: ratios to plain: fastest turns, and all turns")
     modes = [mode for mode in ("inference", "backward", "training") if mode in results[PLAIN]]
     shares = [mode for mode in modes if "share_of_copy" in results[PLAIN][mode]]
-    columns = dict.fromkeys(modes, f"{'fastest':>7} {'median':>7} {'time, ms':>9}")
+    columns = dict.fromkeys(modes, f"{'fastest':>7} {'median':>7} {'quartiles':>11} {'time, ms':>9}")
     columns |= {mode: f"{columns[mode]} {'of copy':>7}" for mode in shares}
     if "memory" in results[PLAIN]:
         columns["memory"] = f"{'ratio':>7} {'peak, MiB':>9}"
@@ -30,8 +30,12 @@ def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
     for variant, found in results.items():
         cells = []
         for mode in modes:
+            if mode not in found:
+                cells.append(" " * len(columns[mode]))
+                continue
             measured = found[mode]
-            ratios = f"{measured['ratio_min']:7.3f} {measured['ratio_paired']:7.3f}"
+            low, high = measured["ratio_paired_quartiles"]
+            ratios = f"{measured['ratio_min']:7.3f} {measured['ratio_paired']:7.3f} {low:5.3f}-{high:5.3f}"
             cells.append(f"{ratios} {measured['min_ms']:9.2f}")
             cells[-1] += f" {measured['share_of_copy']:7.0%}" if mode in shares else ""
         if "memory" in found:

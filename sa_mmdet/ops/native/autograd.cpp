@@ -6,6 +6,7 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
@@ -469,7 +470,7 @@ struct Shuffle : torch::autograd::Function<Shuffle> {
       found = {grad_x, identity ? grad_identity : Tensor(), grad_weight, grad_bias, other_weight, other_bias};
       const int64_t k = parameters.size(1);
       const Tensor pooled = normed(means.unsqueeze(2).unsqueeze(3), norm, means.scalar_type()).detach().flatten(1);
-      const auto total = [&](const Tensor& values, int64_t which) { return branch(values, k, which).sum({0, 1}); };
+      const auto total = [&](const Tensor& values, int64_t which) { return branch(values, k, which).sum(at::IntArrayRef{0, 1}); };
       const Tensor logits = sums.select(0, 2), spatial = total(logits, 1), normalised = total(sums.select(0, 3), 1);
       const Tensor rows[] = {
           total(logits * pooled, 0),
