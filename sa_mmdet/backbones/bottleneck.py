@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.attention.fused import FUSED
-from sa_mmdet.ops import backends, compiled
+from sa_mmdet.ops import backends
 from sa_mmdet.ops.block_end import BlockEnd, EvalNorm, norm_relu
 from sa_mmdet.ops.fusion import Replaceable, obstacle_in_call, obstacle_in_modules
 
@@ -52,7 +52,7 @@ class FusedBottleneck(Bottleneck):
         out = self._norm_relu(self.conv2(out), self.norm2)
         out = self.forward_plugin(out, self._plugins_after("conv2"))
         out = self.conv3(out)
-        identity, identity_norm = self._identity(x, by_compiled=compiled.obstacle(out) is None)
+        identity, identity_norm = self._identity(x, by_compiled=backends.obstacle_to_compiled(out) is None)
         end = BlockEnd(out, identity, _eval_norm(self.norm3), identity_norm, self.keep_inputs)
         names = self._plugins_after("conv3")
         attention: Any = getattr(self, names[0]) if names else None
@@ -62,7 +62,7 @@ class FusedBottleneck(Bottleneck):
         return getattr(self, f"after_{convolution}_plugin_names", [])
 
     def _norm_relu(self, x: Tensor, norm: Any) -> Tensor:
-        if compiled.obstacle(x) or _channels_last(x) or _obstacle_in_norm("norm", norm):
+        if backends.obstacle_to_compiled(x) or _channels_last(x) or _obstacle_in_norm("norm", norm):
             return self.relu(norm(x))
         return norm_relu(x, _eval_norm(norm), self.keep_inputs)
 
@@ -116,7 +116,7 @@ class FusedBottleneck(Bottleneck):
         if isinstance(attention, ShuffleAttention):
             return None
         x = _like_input(self) if x is None else x
-        return compiled.obstacle(x) or ("the feature maps are channels-last" if _channels_last(x) else None)
+        return backends.obstacle_to_compiled(x) or ("the feature maps are channels-last" if _channels_last(x) else None)
 
 
 def _channels_last(x: Tensor) -> bool:

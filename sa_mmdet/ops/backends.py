@@ -84,6 +84,11 @@ def by_triton(x: Tensor) -> bool:
     return x.is_cuda and triton is not None
 
 
+def obstacle_to_compiled(x: Tensor) -> str | None:
+    """Why the compiled operators that have their own derivatives cannot take a tensor at this moment, or None."""
+    return "Triton's kernels compute it" if by_triton(x) else compiled.obstacle(x)
+
+
 def output_format(x: Tensor) -> torch.memory_format:
     """The layout of the operator's feature maps: with Triton's kernels that of the input, otherwise contiguous."""
     return memory_format(x) if by_triton(x) else torch.contiguous_format

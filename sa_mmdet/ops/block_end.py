@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import compiled
+from . import backends, compiled
 from .functional import shuffle_attention_residual
 from .reference import Parameters
 from .tensors import at_least_float32
@@ -117,7 +117,7 @@ class BlockEnd:
 
     def shuffled(self, parameters: Parameters, groups: int, eps: float, implementation: str) -> Tensor:
         """The result of shuffle attention, see :func:`sa_mmdet.ops.shuffle_attention_residual`."""
-        if compiled.obstacle(self.x):
+        if backends.obstacle_to_compiled(self.x):
             assert self.identity_norm is None
             scale, shift = self.norm.scale_and_shift()
             options: Any = dict(groups=groups, eps=eps, implementation=implementation)

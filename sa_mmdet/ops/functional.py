@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import compiled, custom_op, reference
+from . import backends, compiled, custom_op, reference
 from .fusion import obstacle_in_call, obstacle_in_parameters, use_fused
 from .reference import Parameters
 from .tensors import at_least_float32
@@ -60,7 +60,7 @@ def shuffle_attention(
     _check(x, groups)
     parameters = Parameters(channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
     if use_fused(implementation, _obstacle(x, parameters, groups, shuffle)):
-        if compiled.obstacle(x) is None:
+        if backends.obstacle_to_compiled(x) is None:
             return compiled.shuffle_attention(x, None, _NO_NORM, _NO_NORM, parameters, eps)
         return custom_op.fused(x, None, None, None, _stacked(parameters), groups, eps, implementation == "auto")[0]
     return reference.attention(x, parameters, groups, eps, shuffle)
@@ -111,7 +111,7 @@ def shuffle_attention_residual(
     parameters = Parameters(channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
     if use_fused(implementation, _obstacle(x, parameters, groups, shuffle)):
         identity = identity.to(x.dtype)
-        if compiled.obstacle(x) is None:
+        if backends.obstacle_to_compiled(x) is None:
             norm = (scale, shift, None, None, 0.0)
             return compiled.shuffle_attention(x, identity, norm, _NO_NORM, parameters, eps)
         arguments = (x, identity, scale, shift, _stacked(parameters), groups, eps)
