@@ -42,7 +42,7 @@ def native() -> dict[str, Any]:
         extra_compile_args=FLAGS,
         language="c++",
     )
-    return dict(ext_modules=[extension], cmdclass=dict(build_ext=Build.with_options(use_ninja=False)))
+    return dict(ext_modules=[extension], cmdclass=dict(build_ext=Build))
 
 
 setup(

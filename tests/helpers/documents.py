@@ -16,7 +16,9 @@ DOCUMENTS = [
     *sorted((REPOSITORY / "configs").glob("*/README.md")),
 ]
 # What may follow "# needs" at the end of a command that no test runs.
-NEEDS = re.compile(r"(COCO|ImageNet|MMPretrain|the network|the CUDA toolkit|torchvision|slurm|(a|\d+) GPUs?)")
+NEEDS = re.compile(
+    r"(COCO|ImageNet|MMPretrain|an idle machine|the network|the CUDA toolkit|torchvision|slurm|(a|\d+) GPUs?)"
+)
 # Commands that other tests run, since they make environments or set up machines: the beginning of each, and a word in
 # the paths of these tests.
 ELSEWHERE = {

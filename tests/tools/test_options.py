@@ -45,7 +45,7 @@ def test_former_names_of_options_are_hidden_and_work(tool: Tool) -> None:
         assert status == 0
         modes, columns, *rows = printed.strip("\n").splitlines()[1:]
         assert [mode.strip() for mode in modes.split("|")] == ["", "inference", "backward", "training"]
-        assert columns.split()[:5] == ["variant", "|", "fastest", "median", "time,"]
+        assert columns.split()[:5] == ["variant", "|", "fastest", "median", "quartiles"]
         assert [row.split()[0] for row in rows] == ["plain", "published"]
 
 

@@ -54,7 +54,9 @@ def main() -> None:
     )
     parser.add_argument("checkpoint", nargs="?", help="its weights")
     parser.add_argument("out_dir", nargs="?", help="the folder for the config and the checkpoint with attention")
-    parser.add_argument("--list", action="store_true", help="print the places of the config, and write nothing")
+    parser.add_argument(
+        "--list", action="store_true", help="print the places of the config (default: insert attention at places)"
+    )
     parser.add_argument(
         "--attention", default="ShuffleAttention", help="the type of the attention layer (default: %(default)s)"
     )
