@@ -117,7 +117,9 @@ def test_channels_last_half_precision_and_empty_batches(variant: str) -> None:
         assert (one.double() - true).norm() < 1.1 * (other.double() - true).norm()
 
 
-@every_variant
+@pytest.mark.parametrize(
+    "variant", [name if name in ("SA", "SGE") else pytest.param(name, marks=pytest.mark.long) for name in VARIANTS]
+)
 def test_transforms_and_compilers_see_what_they_know(variant: str) -> None:
     fused, plain = pair(variant)
     fused.eval()
