@@ -147,7 +147,7 @@ def training(coco128: Path, folder: Path, epochs: int, **options: Any) -> Any:
 
 
 # A plain SAResNet gives the same difference, so that it is not the insertion's: max_epochs changes between the runs.
-@pytest.mark.xfail(reason="the second step after resuming a finished run with more epochs has another loss", strict=True)
+@pytest.mark.xfail(reason="the second step after resuming a finished run with more epochs differs", strict=True)
 @pytest.mark.long
 def test_a_training_is_resumed(coco128: Path, tmp_path: Path) -> None:
     for folder in ("whole", "parts"):
