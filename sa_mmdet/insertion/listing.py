@@ -74,12 +74,15 @@ def _alike(places: list[Listed]) -> list[Listed]:
     for place in places:
         stem = re.sub(r"\.\d+$", ".*", place.pattern)
         lines.setdefault((stem, place.kind, place.channels, place.stride), []).append(place)
-    return [
-        Listed(stem if len(group) > 1 and _is_all(stem, group, places) else group[0].pattern, len(group), *rest)
-        if len(group) == 1 or _is_all(stem, group, places)
-        else Listed(f"{group[0].pattern} to {group[-1].pattern.rpartition('.')[2]}", len(group), *rest)
-        for (stem, *rest), group in lines.items()
-    ]
+    return [Listed(_name(stem, group, places), len(group), *rest) for (stem, *rest), group in lines.items()]
+
+
+def _name(stem: str, group: list[Listed], places: list[Listed]) -> str:
+    """What a line is called: a pattern that matches its places alone, or the first and the last of them."""
+    first, last = group[0].pattern, group[-1].pattern
+    if len(group) == 1:
+        return first
+    return stem if _is_all(stem, group, places) else f"{first} to {last.rpartition('.')[2]}"
 
 
 def _is_all(stem: str, group: list[Listed], places: list[Listed]) -> bool:

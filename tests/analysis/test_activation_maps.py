@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectors import TEST_PIPELINE
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
@@ -21,14 +22,8 @@ RETINA = """
 _base_ = "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py"
 custom_imports = dict(imports=["sa_mmdet"])
 model = dict(backbone=dict(type="AttentionResNet", attention=dict(type="SqueezeExcitation"), init_cfg=None))
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(160, 96), keep_ratio=True),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
-]
-test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 """
+RETINA += TEST_PIPELINE
 
 
 @pytest.fixture(scope="module")

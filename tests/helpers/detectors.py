@@ -1,7 +1,9 @@
-"""The config of a user's own detector on real images, small enough for tests."""
+"""Detectors small enough for tests: a user's own on real images, and networks that look as if they had been trained."""
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmengine.config import Config
 
 # A config outside of the repository, based on one of MMDetection's own; {root} is the folder of the data set.
@@ -39,6 +41,34 @@ param_scheduler = [dict(type="MultiStepLR", milestones=[1])]
 default_hooks = dict(logger=dict(interval=1))
 randomness = dict(seed=0)
 """
+
+# The end of a config: how the tools read an image.
+TEST_PIPELINE = """
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(160, 96), keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+"""
+
+
+def as_if_trained(model: Any) -> Any:
+    """Give the norms of a network random statistics, weights and biases; returns the network."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.is_floating_point() and tensor.dim() == 1:
+            tensor.normal_(0.3, 0.2)
+    return model
+
+
+def outputs(model: Any, x: Any) -> Any:
+    """What a network returns in evaluation mode."""
+    model.eval()  # some backbones return nothing here
+    with torch.no_grad():
+        return model(x)
 
 
 def user_config(coco128: Path, path: Path, more: str = "") -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import TEST_PIPELINE
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -16,14 +17,8 @@ TOOL = "model_converters/insert_attention.py"
 CONFIG = """
 _base_ = "mmdet::{base}.py"
 {changes}
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(256, 192), keep_ratio=True),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
-]
-test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 """
+CONFIG += TEST_PIPELINE.replace("(160, 96)", "(256, 192)")
 RETINANET = """
 model = dict(
     backbone=dict(depth=18, base_channels=16, init_cfg=None),

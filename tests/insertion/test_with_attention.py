@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import as_if_trained, outputs
 from mmdet.models import SwinTransformer
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
@@ -44,20 +45,7 @@ def with_attention(cfg: dict[str, Any], attention: dict[str, Any], **options: An
 
 
 def trained(cfg: dict[str, Any], dtype: torch.dtype = torch.float64) -> Any:
-    """A network with random norms, as if it had been trained."""
-    model: Any = MODELS.build(copy.deepcopy(cfg)).to(dtype)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 1.5)
-        elif tensor.is_floating_point() and tensor.dim() == 1:
-            tensor.normal_(0.2, 0.2)
-    return model
-
-
-def outputs(model: Any, x: Any) -> Any:
-    model.eval()  # some backbones return nothing here
-    with torch.no_grad():
-        return model(x)
+    return as_if_trained(MODELS.build(copy.deepcopy(cfg)).to(dtype))
 
 
 def assert_same_function(one: Any, other: Any) -> None:
