@@ -37,7 +37,7 @@ class EvalNorm(NamedTuple):
         return scale, bias.to(dtype) - mean.to(dtype) * scale
 
 
-_NO_NORM = EvalNorm(None, None, None, None, 0.0)
+_NO_NORM = EvalNorm(*compiled.NO_NORM)
 
 
 def norm_relu(x: Tensor, norm: EvalNorm, keep: bool = False) -> Tensor:

@@ -32,6 +32,9 @@ def _load() -> str | None:
 
 # Why the operators cannot be used, or None.
 missing = _load()
+# Weight, bias, mean, variance and eps of a batch norm that is not there.
+NO_NORM = (None, None, None, None, 0.0)
+
 # What the operators compute in; half precision is computed in float32 and rounded once.
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -8,9 +8,6 @@ from .fusion import obstacle_in_call, obstacle_in_parameters, use_fused
 from .reference import Parameters
 from .tensors import at_least_float32
 
-# Weight, bias, mean, variance and eps of a batch norm that is not there.
-_NO_NORM = (None, None, None, None, 0.0)
-
 
 def shuffle_attention(
     x: Tensor,
@@ -61,7 +58,7 @@ def shuffle_attention(
     parameters = Parameters(channel_weight, channel_bias, spatial_weight, spatial_bias, norm_weight, norm_bias)
     if use_fused(implementation, _obstacle(x, parameters, groups, shuffle)):
         if backends.obstacle_to_compiled(x) is None:
-            return compiled.shuffle_attention(x, None, _NO_NORM, _NO_NORM, parameters, eps)
+            return compiled.shuffle_attention(x, None, compiled.NO_NORM, compiled.NO_NORM, parameters, eps)
         return custom_op.fused(x, None, None, None, _stacked(parameters), groups, eps, implementation == "auto")[0]
     return reference.attention(x, parameters, groups, eps, shuffle)
 
@@ -113,7 +110,7 @@ def shuffle_attention_residual(
         identity = identity.to(x.dtype)
         if backends.obstacle_to_compiled(x) is None:
             norm = (scale, shift, None, None, 0.0)
-            return compiled.shuffle_attention(x, identity, norm, _NO_NORM, parameters, eps)
+            return compiled.shuffle_attention(x, identity, norm, compiled.NO_NORM, parameters, eps)
         arguments = (x, identity, scale, shift, _stacked(parameters), groups, eps)
         return custom_op.fused(*arguments, implementation == "auto")[0]
     return reference.residual(x, identity, scale, shift, parameters, groups, eps, shuffle)

@@ -39,8 +39,6 @@ bool plain(const Tensor& tensor) {
       !torch::autograd::isFwGradDefined(tensor);
 }
 
-at::ScalarType wide_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
 Tensor per_channel(const Tensor& vector) { return vector.view({1, -1, 1, 1}); }
 
 // Where x stands in autograd's graph, without its values.

@@ -9,13 +9,7 @@
 namespace sa_mmdet {
 namespace {
 
-// z below is the gradient before the ReLU: that of the output where the output is positive, or not a number.
-template <typename A>
-INLINE A before_relu(A grad_out, A out) {
-  return out <= A(0) ? A(0) : grad_out;
-}
-
-// The difference is 0 for a row of finite numbers, otherwise not a number.
+// z below is the gradient before the ReLU. The difference is 0 for a row of finite numbers, otherwise not a number.
 template <typename T, typename A>
 INLINE void norm_relu_row(const T* __restrict x, T* __restrict out, int64_t length, A scale, A shift, A* difference) {
   A part = 0;
@@ -135,19 +129,6 @@ INLINE void masked_sums_row(
   *sum_x = A(total_x);
 }
 
-template <typename T, typename A>
-INLINE void mean_row(const T* __restrict x, int64_t length, A* mean) {
-  double total = 0;
-  for (int64_t begin = 0; begin < length; begin += BLOCK) {
-    const int64_t end = std::min(begin + BLOCK, length);
-    A part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t i = begin; i < end; ++i) part += A(x[i]);
-    total += part;
-  }
-  *mean = A(total / length);
-}
-
 // The functions that are compiled for several processors must not be templates.
 #define ROWS(CLONED, T, A, SUFFIX)                                                                                   \
   CLONED void norm_relu_##SUFFIX(const T* x, T* out, int64_t length, A scale, A shift, A* difference) {                             \
@@ -187,7 +168,7 @@ INLINE void mean_row(const T* __restrict x, int64_t length, A* mean) {
       const T* grad_out, const T* out, const T* x, int64_t length, A mean, A* sum, A* sum_x) {                       \
     masked_sums_row<T, A>(grad_out, out, x, length, mean, sum, sum_x);                                               \
   }                                                                                                                  \
-  CLONED void mean_##SUFFIX(const T* x, int64_t length, A* mean) { mean_row<T, A>(x, length, mean); }                \
+  CLONED void mean_##SUFFIX(const T* x, int64_t length, A* mean) { *mean = mean_of_row<T, A>(x, length); }           \
   template <>                                                                                                        \
   struct Rows<T> {                                                                                                   \
     static constexpr auto norm_relu = norm_relu_##SUFFIX;                                                            \
@@ -229,12 +210,6 @@ struct GateNumbers {
     return position.template const_data_ptr<A>() + (image * groups + group) * length;
   }
 };
-
-int64_t positions(const Tensor& x) { return x.size(2) * x.size(3); }
-
-c10::TensorOptions numbers(const Tensor& x) {
-  return x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-}
 
 void check_gates(const Tensor& x, const Gates& gates) {
   TORCH_CHECK(

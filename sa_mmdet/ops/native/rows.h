@@ -73,6 +73,25 @@ INLINE A relu(A z) {
   return z <= A(0) ? A(0) : z;  // NaN stays NaN
 }
 
+// The gradient before the ReLU: that of the output where the output is positive, or not a number.
+template <typename A>
+INLINE A before_relu(A grad_out, A out) {
+  return out <= A(0) ? A(0) : grad_out;
+}
+
+template <typename T, typename A>
+INLINE A mean_of_row(const T* __restrict x, int64_t length) {
+  double total = 0;
+  for (int64_t begin = 0; begin < length; begin += BLOCK) {
+    const int64_t end = std::min(begin + BLOCK, length);
+    A part = 0;
+#pragma omp simd reduction(+ : part)
+    for (int64_t i = begin; i < end; ++i) part += A(x[i]);
+    total += part;
+  }
+  return A(total / length);
+}
+
 // The dtype of the arithmetic for maps of dtype T.
 template <typename T>
 struct Wide {
@@ -82,6 +101,14 @@ template <>
 struct Wide<double> {
   using type = double;
 };
+
+inline at::ScalarType wide_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+// The options of tensors in the dtype of the arithmetic.
+inline c10::TensorOptions numbers(const Tensor& x) { return x.options().dtype(wide_type(x)); }
+
+// The number of positions of a map.
+inline int64_t positions(const Tensor& x) { return x.size(2) * x.size(3); }
 
 // Rows that one thread computes at least: it takes some microseconds to start one.
 inline int64_t grain(int64_t length) { return std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, length)); }

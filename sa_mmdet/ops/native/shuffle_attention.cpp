@@ -28,15 +28,7 @@ template <typename T, typename A, bool RESIDUAL>
 INLINE void forward_row(
     const T* __restrict x, const T* __restrict identity, T* __restrict out, int64_t length, Channel<A> channel, A eps,
     A* mean, A* rstd, A* added) {
-  double total = 0;
-  for (int64_t begin = 0; begin < length; begin += BLOCK) {
-    const int64_t end = std::min(begin + BLOCK, length);
-    A part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t i = begin; i < end; ++i) part += A(x[i]);
-    total += part;
-  }
-  const A m = A(total / length);
+  const A m = mean_of_row<T, A>(x, length);
   *mean = m;
   if (!channel.spatial) {
     const A gate = sigmoid(channel.weight * (channel.scale * m + channel.shift) + channel.bias);
@@ -102,7 +94,7 @@ INLINE void channel_backward_row(
     A part = 0, part_y = 0;
 #pragma omp simd reduction(+ : part, part_y)
     for (int64_t i = begin; i < end; ++i) {
-      const A z = RESIDUAL && A(out[i]) <= A(0) ? A(0) : A(grad_out[i]);
+      const A z = RESIDUAL ? before_relu(A(grad_out[i]), A(out[i])) : A(grad_out[i]);
       part += z;
       if (WITH_X) {
         part_y += z * (A(x[i]) - channel.norm_mean);
@@ -124,7 +116,7 @@ INLINE void channel_backward_row(
   const A factor = channel.scale * gate, summand = channel.scale * grad_mean / A(length);
 #pragma omp simd
   for (int64_t i = 0; i < length; ++i) {
-    const A z = RESIDUAL && A(out[i]) <= A(0) ? A(0) : A(grad_out[i]);
+    const A z = RESIDUAL ? before_relu(A(grad_out[i]), A(out[i])) : A(grad_out[i]);
     if (RESIDUAL) grad_identity[i] = T(z * channel.identity_scale);
     grad_x[i] = T(z * factor + summand);
   }
@@ -144,7 +136,7 @@ INLINE void spatial_backward_row(
     A part = 0, part_normalised = 0;
 #pragma omp simd reduction(+ : part, part_normalised)
     for (int64_t i = begin; i < end; ++i) {
-      const A z = RESIDUAL && A(out[i]) <= A(0) ? A(0) : A(grad_out[i]);
+      const A z = RESIDUAL ? before_relu(A(grad_out[i]), A(out[i])) : A(grad_out[i]);
       if (RESIDUAL) grad_identity[i] = T(z * channel.identity_scale);
       const A d = channel.scale * (A(x[i]) - mean);
       const A normalised = rstd * d;
@@ -264,12 +256,11 @@ struct Layout {
 std::tuple<Tensor, Tensor, Tensor, Tensor> shuffle_forward(
     const Tensor& x, const MaybeTensor& identity, const Norm& norm, const Norm& identity_norm, const Tensor& parameters,
     double eps) {
-  const int64_t n = x.size(0), channels = x.size(1), length = x.size(2) * x.size(3);
+  const int64_t n = x.size(0), channels = x.size(1), length = positions(x);
   check(x, x);
   if (identity) check(x, *identity);
-  const auto numbers = x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  Tensor out = at::empty_like(x), mean = at::empty({n, channels}, numbers);
-  Tensor rstd = at::empty({n, channels / 2}, numbers), added = at::empty({n, channels}, numbers);
+  Tensor out = at::empty_like(x), mean = at::empty({n, channels}, numbers(x));
+  Tensor rstd = at::empty({n, channels / 2}, numbers(x)), added = at::empty({n, channels}, numbers(x));
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "shuffle_attention", [&] {
     using A = Wide<scalar_t>::type;
     const Layout<A> layout(channels, norm, identity_norm, parameters);
@@ -313,7 +304,7 @@ Kept shuffle_keep(
 std::tuple<Tensor, Tensor, Tensor, Tensor> shuffle_backward(
     const Tensor& grad_out, const Kept& x, const MaybeTensor& out, const MaybeTensor& identity, const Tensor& mean,
     const Tensor& rstd, const Norm& norm, const Norm& identity_norm, const Tensor& parameters) {
-  const int64_t n = grad_out.size(0), channels = grad_out.size(1), length = grad_out.size(2) * grad_out.size(3);
+  const int64_t n = grad_out.size(0), channels = grad_out.size(1), length = positions(grad_out);
   check(grad_out, grad_out);
   if (out) check(grad_out, *out);
   if (identity) check(grad_out, *identity);
