@@ -17,6 +17,7 @@ from sa_mmdet.atomic_write import atomic_write_text
 
 from .batches import samplers_of
 from .position import continue_loop, renew_loader
+from .schedules import changed_settings
 from .termination import EXIT_STATUS, Termination
 
 STOPPED = "stopped.pth"
@@ -69,6 +70,12 @@ class ExactResume(Hook):
         if runner._resume:
             state = checkpoint.get("meta", {}).get(_STATE, {})
             self._loaded = dict(state, gradients=checkpoint.pop(_GRADIENTS, {}))
+            changes = list(changed_settings(runner.param_schedulers, checkpoint.get("param_schedulers")))
+            if changes:
+                runner.logger.warning(
+                    f"--resume: the schedule is the checkpoint's, not the config's ({'; '.join(changes)}); "
+                    "to train with the config's, begin a run with load_from=CHECKPOINT instead of --resume"
+                )
 
     def before_train(self, runner: Any) -> None:
         self._termination.connect()

@@ -216,3 +216,14 @@ def test_a_changed_batch_size_begins_the_epoch_anew(tmp_path: Path) -> None:
     rest = train(tmp_path, resume=True, interval=1, length=2)
     assert min(rest.losses) == 7
     assert rest.indices[0] == 0
+
+
+@RUNNERS
+def test_a_schedule_that_the_config_changed_is_named(tmp_path: Path, flexible: bool) -> None:
+    finished: dict[str, Any] = dict(train_cfg=dict(by_epoch=True, max_epochs=1), flexible=flexible)
+    for name, end, said in (("same", 1, False), ("longer", 3, True)):
+        train(tmp_path / name, schedule_end=1, **finished)
+        train(tmp_path / name, schedule_end=end, flexible=flexible, resume=True, log_level="WARNING")
+        logs = "".join(path.read_text() for path in (tmp_path / name).glob("**/*.log"))
+        assert ("MultiStepLR: end=1 in the checkpoint, 3 in the config" in logs) is said
+        assert ("the schedule is the checkpoint's" in logs) is said

@@ -91,6 +91,8 @@ def runner(
     load_from: str | None = None,
     hook: Any = "CheckpointHook",
     launcher: str = "none",
+    schedule_end: int = 99,
+    log_level: str = "ERROR",
     model: Any = None,
     **checkpoint: Any,
 ) -> Any:
@@ -120,7 +122,7 @@ def runner(
         optim_wrapper=dict(optimizer=optimizer, accumulative_counts=accumulative_counts),
         param_scheduler=[
             dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=7),
-            dict(type="MultiStepLR", milestones=[1, 2], end=99, by_epoch=bool(train_cfg.get("by_epoch"))),
+            dict(type="MultiStepLR", milestones=[1, 2], end=schedule_end, by_epoch=train_cfg.get("by_epoch", False)),
         ],
         default_hooks=dict(checkpoint=dict(checkpoint, type=hook)),
         custom_hooks=[recorder, *([dict(type="SeedSteps")] if steps_seeded else [])],
@@ -130,7 +132,7 @@ def runner(
         launcher=launcher,
         default_scope="mmdet",  # stays when the run has ended
         experiment_name=f"toy{next(_names)}",
-        log_level="ERROR",
+        log_level=log_level,
         **options,
     )
 
