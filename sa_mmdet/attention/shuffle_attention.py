@@ -147,8 +147,8 @@ class ShuffleAttention(ExactStart, Attention):
     def _normalised(self, x: Tensor) -> Tensor:
         """The spatial branch (NG x K x H x W) as the layer's own normalisation returns it."""
         norm: Any = self.gn
-        dtype = next((parameter.dtype for parameter in norm.parameters()), None)
-        return norm(spatial_branch(x, self.groups, dtype))
+        dtypes = [parameter.dtype for parameter in norm.parameters()]
+        return norm(spatial_branch(x, self.groups, dtypes[0] if dtypes else None))
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The channel branch's gates, N x G x K x 1 x 1, and the spatial branch's, N x G x K x H x W."""

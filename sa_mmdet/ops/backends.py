@@ -19,15 +19,15 @@ from .tensors import in_memory_format, memory_format
 
 # torch.library.custom_op came with PyTorch 2.4; before, only the formula is available.
 AVAILABLE = hasattr(torch.library, "custom_op")
-# Why no custom operator can be called at all, if so: PyTorch imports Triton whenever one is.
-unusable: str | None = None
+# Why no custom operator can be called at all, or None.
+unusable: str | None = None if AVAILABLE else f"PyTorch {torch.__version__} has no torch.library.custom_op"
 # The kernels for GPUs, or why there are none.
 triton: Any = None
 without_triton = "Triton is not installed"
 if AVAILABLE and importlib.util.find_spec("triton"):
     try:
         importlib.import_module("triton.language")
-    except Exception as error:  # a broken installation can raise anything
+    except Exception as error:  # PyTorch imports it whenever a custom operator is called; anything can be raised
         unusable = f"Triton cannot be imported: {type(error).__name__}: {error}"
     else:
         try:
@@ -57,12 +57,10 @@ _CONTEXT_LOST = (
 
 def describe() -> dict[str, str]:
     """For each kind of device, how the fused operator is computed there, or why it is not."""
-    if not AVAILABLE or unusable:
-        reason = f"not fused: {unusable or f'PyTorch {torch.__version__} has no torch.library.custom_op'}"
-        return dict(cpu=reason, cuda=reason)
+    without_compiled = f"not fused: {unusable}" if unusable else f"fused, by PyTorch's operators: {compiled.missing}"
     return dict(
-        cpu=f"fused, by PyTorch's operators: {compiled.missing}" if compiled.missing else "fused, by compiled C++",
-        cuda="fused, by Triton" if triton else f"not fused: {without_triton}",
+        cpu=without_compiled if compiled.missing else "fused, by compiled C++",
+        cuda="fused, by Triton" if triton else f"not fused: {unusable or without_triton}",
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .native import library_name
 from .reference import parameter_gradients
-from .tensors import at_least_float32
+from .tensors import at_least_float32, is_compiling
 
 
 def _load() -> str | None:
@@ -49,7 +49,7 @@ def obstacle(x: Tensor) -> str | None:
         return missing
     if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
         return f"the input is of the class {type(x).__name__}"
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return "torch.compile does it"
     if x.device.type != "cpu" or x.dtype not in _DTYPES:
         return f"there is no compiled operator for {x.dtype} on {x.device.type}"

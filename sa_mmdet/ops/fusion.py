@@ -12,6 +12,7 @@ from torch.nn.modules import module as module_hooks
 from . import backends
 from .custom_op import transforms_active
 from .reference import Parameters
+from .tensors import is_compiling
 
 IMPLEMENTATIONS = ("auto", "fused", "reference")
 
@@ -47,17 +48,22 @@ def use_fused(implementation: str, obstacle: str | None) -> bool:
 
 def obstacle_in_call(x: Tensor) -> str | None:
     """Why the operator cannot take this tensor at this moment, or None."""
-    if not backends.AVAILABLE:
-        return f"PyTorch {torch.__version__} has no torch.library.custom_op"
-    if backends.unusable:
-        return backends.unusable
+    if obstacle := _obstacle_in_compiler():
+        return obstacle
     if type(x) is not Tensor and type(x) is not nn.Parameter and (obstacle := _obstacle_in_type(x)):
         return obstacle
     if torch.jit.is_tracing():
         return "torch.jit traces it"
     if transforms_active():
         return "a transform of torch.func or forward-mode differentiation is active"
+    if backends.unusable and backends.obstacle_to_compiled(x):
+        return backends.unusable
     return backends.obstacle(x)
+
+
+def _obstacle_in_compiler() -> str | None:
+    """Why a compiler must see PyTorch's own operators, or None; old ones do not understand the questions here."""
+    return backends.unusable if backends.unusable and is_compiling() else None
 
 
 def _obstacle_in_type(x: Tensor) -> str | None:
@@ -83,6 +89,8 @@ def obstacle_in_parameters(parameters: Parameters, groups: int, channels: int, s
 
 def obstacle_in_modules() -> str | None:
     """Why every module must be called itself, or None: there are global hooks, or calling is replaced."""
+    if obstacle := _obstacle_in_compiler():
+        return obstacle
     for hooks in _GLOBAL_HOOKS:
         if hooks:
             return "there are hooks on all modules"

@@ -1,12 +1,21 @@
-"""What all backends need to know of a tensor: the dtype of statistics, the memory layout, the order of the channels."""
+"""What all backends need to know of a tensor: the dtype of statistics, the memory layout, the order of the channels.
+
+And of the moment: whether a compiler looks at what is done with it.
+"""
 
 import torch
 from torch import Tensor
 
+# torch.compiler.is_compiling came with PyTorch 2.2, TorchDynamo with 2.0.
+if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):
+    is_compiling = torch.compiler.is_compiling
+else:
+    is_compiling = getattr(getattr(torch, "_dynamo", None), "is_compiling", lambda: False)
+
 
 def at_least_float32(x: Tensor) -> torch.dtype:
     """The dtype for statistics of a tensor: a sum over the positions overflows float16 and is coarse in bfloat16."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -10,6 +10,7 @@ from mmengine.dist import init_dist
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 import sa_mmdet  # noqa: F401  (registers the models and repairs other libraries in the new process)
@@ -56,8 +57,9 @@ WRAPPERS: dict[str, dict[str, Any]] = {  # with the arguments that MMEngine's ru
     "MMDistributedDataParallel": dict(device_ids=[0], broadcast_buffers=False),
     "MMFullyShardedDataParallel": dict(device_id=torch.device("cpu")),
 }
-if "MMFullyShardedDataParallel" not in MODEL_WRAPPERS:
-    del WRAPPERS["MMFullyShardedDataParallel"]  # MMEngine needs PyTorch 2 for it
+# MMEngine needs PyTorch 2 for it, and PyTorch before 2.2 cannot shard on CPUs (torch.cpu.Stream takes no priority).
+if "MMFullyShardedDataParallel" not in MODEL_WRAPPERS or digit_version(torch.__version__) < digit_version("2.2.0"):
+    del WRAPPERS["MMFullyShardedDataParallel"]
 
 
 def made(name: str) -> Any:

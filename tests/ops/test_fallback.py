@@ -219,7 +219,8 @@ from mmdet.registry import MODELS
 model = MODELS.build(dict(type="SAResNet", depth=50, base_channels=8, groups=8, frozen_stages=-1))
 model.train()
 with torch.no_grad():
-    print(tuple(model(torch.randn(1, 3, 32, 32))[3].shape), set(sa_mmdet.obstacles_to_fusion(model).values()))
+    print(tuple(model(torch.randn(1, 3, 32, 32))[3].shape))
+print(sa_mmdet.ops.backends.describe()["cuda"])
 """
 
 
@@ -236,5 +237,6 @@ def test_a_broken_triton_does_not_break_the_package(content: str, tmp_path: Path
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "(1, 256, 1, 1) " in result.stdout
-    assert "Triton cannot be imported" in result.stdout
+    shape, said = result.stdout.splitlines()
+    assert shape == "(1, 256, 1, 1)"
+    assert said.startswith("not fused: Triton cannot be imported")

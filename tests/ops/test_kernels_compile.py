@@ -21,8 +21,8 @@ import torch
 from sa_mmdet.ops import backends
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or bool(os.environ.get("TRITON_INTERPRET")),
-    reason="Triton's compiler is not installed, or its interpreter takes its place",
+    importlib.util.find_spec("triton") is None or not backends.AVAILABLE or bool(os.environ.get("TRITON_INTERPRET")),
+    reason="Triton's compiler is not installed or not used, or its interpreter takes its place",
 )
 GROUPS = 64
 MODES = ("alone", "residual", "tail")
