@@ -26,11 +26,14 @@ class _ChannelGate(nn.Module):
         for layer in (self.mlp[1], self.mlp[3]):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gates(self, means: Tensor, maxima: Tensor) -> Tensor:
+        """The gates of all channels, N x C, from their means and maxima."""
         dtype = self.mlp[1].weight.dtype
-        average = self.mlp(x.mean((2, 3), dtype=at_least_float32(x)).to(dtype))
-        maximum = self.mlp(x.amax((2, 3)).to(dtype))
-        return x * (average + maximum).sigmoid()[:, :, None, None].to(x.dtype)
+        return (self.mlp(means.to(dtype)) + self.mlp(maxima.to(dtype))).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = self.gates(x.mean((2, 3), dtype=at_least_float32(x)), x.amax((2, 3)))
+        return x * gates[:, :, None, None].to(x.dtype)
 
 
 class _SpatialGate(nn.Module):
@@ -42,17 +45,17 @@ class _SpatialGate(nn.Module):
         self.spatial.add_module("conv", nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False))
         self.spatial.add_module("bn", nn.BatchNorm2d(1, momentum=0.01))
 
-    def gates(self, x: Tensor) -> Tensor:
-        """The gates of all positions, N x 1 x H x W."""
-        average = x.mean(1, keepdim=True, dtype=at_least_float32(x))
-        pooled = torch.cat((x.amax(1, keepdim=True).to(average.dtype), average), dim=1)
-        return self.spatial(pooled.to(self.spatial.conv.weight.dtype)).sigmoid()
+    def gates(self, pools: Tensor) -> Tensor:
+        """The gates of all positions, N x 1 x H x W, from the maxima and the means over channels, N x 2 x H x W."""
+        return self.spatial(pools.to(self.spatial.conv.weight.dtype)).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gates(x).to(x.dtype)
+        average = x.mean(1, keepdim=True, dtype=at_least_float32(x))
+        pools = torch.cat((x.amax(1, keepdim=True).to(average.dtype), average), dim=1)
+        return x * self.gates(pools).to(x.dtype)
 
 
-_SPATIAL_GATE = Replaceable(_SpatialGate)
+_CHANNEL_GATE, _SPATIAL_GATE = Replaceable(_ChannelGate), Replaceable(_SpatialGate)
 
 
 @register(MODELS)
@@ -107,12 +110,16 @@ class CBAM(ExactStart, Attention):
 
     def obstacle_to_fusion(self) -> str | None:
         """Why the two halves must be called themselves, or None."""
-        return _SPATIAL_GATE.obstacle("SpatialGate", self.SpatialGate)
+        return _CHANNEL_GATE.obstacle("ChannelGate", self.ChannelGate) or _SPATIAL_GATE.obstacle(
+            "SpatialGate", self.SpatialGate
+        )
 
     def forward_end(self, end: BlockEnd) -> Tensor:
-        """Compute the end of a block, relu(identity + forward(norm(x))): the gates of positions with what follows."""
-        x = self.ChannelGate(end.normed())
-        return end.instead_of_norm(x).gated(position_gate=self.SpatialGate.gates(x))
+        """Compute the end of a block, relu(identity + forward(norm(x)))."""
+        end, means, maxima = end.row_pools()
+        channel_gate = self.ChannelGate.gates(means, maxima)
+        end, pools = end.channel_pools(channel_gate)
+        return end.gated(channel_gate, self.SpatialGate.gates(pools))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.SpatialGate(self.ChannelGate(x))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends, compiled
@@ -77,10 +76,26 @@ class BlockEnd:
         scale, shift = self.norm.scale_and_shift()
         return torch.addcmul(shift.to(means.dtype), means, scale.to(means.dtype))
 
-    def normed(self) -> Tensor:
-        """norm(x), N x C x H x W, for attention whose gates need all of it."""
-        weight, bias, mean, variance, eps = self.norm
-        return F.batch_norm(self.x, mean, variance, weight, bias, eps=eps)
+    def row_pools(self) -> tuple["BlockEnd", Tensor, Tensor]:
+        """The means and the maxima of norm(x) over its positions, N x C each in float32 or float64.
+
+        Returns:
+            The end to go on with, the means and the maxima. Of several largest elements the first has the gradient.
+        """
+        means, maxima, x = torch.ops.sa_mmdet_cpu.row_pools(self.x, *self.norm)
+        return replace(self, x=x), means, maxima
+
+    def channel_pools(self, channel_gate: Tensor) -> tuple["BlockEnd", Tensor]:
+        """The maximum and the mean of channel_gate * norm(x) over the channels, N x 2 x H x W in float32 or float64.
+
+        Args:
+            channel_gate: N x C.
+
+        Returns:
+            The end to go on with, and the pools. Of several largest elements the first has the gradient.
+        """
+        pools, x = torch.ops.sa_mmdet_cpu.channel_pools(self.x, *self.norm, channel_gate)
+        return replace(self, x=x), pools
 
     def similarity(self, directions: Tensor, groups: int) -> Tensor:
         """The scalar product of each position of norm(x) with a direction, within groups of adjacent channels.
@@ -110,10 +125,6 @@ class BlockEnd:
         identity, identity_norm = self._identity()
         arguments = (self.x, identity, *self.norm, channel_gate, position_gate, *identity_norm, self.keep)
         return torch.ops.sa_mmdet_cpu.residual(*arguments)
-
-    def instead_of_norm(self, x: Tensor) -> "BlockEnd":
-        """The same end for a map that has been normed already (N x C x H x W)."""
-        return replace(self, x=x, norm=_NO_NORM)
 
     def shuffled(self, parameters: Parameters, groups: int, eps: float, implementation: str) -> Tensor:
         """The result of shuffle attention, see :func:`sa_mmdet.ops.shuffle_attention_residual`."""

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-SOURCES = ("pointwise.cpp", "shuffle_attention.cpp", "autograd.cpp")
+SOURCES = ("pointwise.cpp", "pools.cpp", "shuffle_attention.cpp", "autograd.cpp")
 
 
 def library_name() -> str:

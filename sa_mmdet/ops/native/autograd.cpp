@@ -21,6 +21,7 @@
 #include <torch/library.h>
 
 #include "pointwise.h"
+#include "pools.h"
 #include "shuffle_attention.h"
 
 namespace sa_mmdet {
@@ -356,6 +357,130 @@ struct RowMeans : torch::autograd::Function<RowMeans> {
 
 Tensor row_means_autograd(const Tensor& x) { return derivatives({x}) ? RowMeans::apply(x) : row_means_below(x); }
 
+// --- pools of norm(x), which hand x on: what its other users give back is added to in one pass
+
+std::tuple<Tensor, Tensor, Tensor> row_pools_below(
+    const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& mean,
+    const MaybeTensor& variance, double eps) {
+  static const auto operation = c10::Dispatcher::singleton()
+                                    .findSchemaOrThrow("sa_mmdet_cpu::row_pools_forward", "")
+                                    .typed<decltype(row_pools_below)>();
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return operation.call(x.contiguous(), weight, bias, mean, variance, eps);
+}
+
+// The norm of two elements of each row (N x C x 2), in the dtype of the arithmetic.
+std::tuple<Tensor, Tensor> normed_pools(const Tensor& elements, const Norm& norm) {
+  const Tensor pools = normed(elements.unsqueeze(-1), norm, elements.scalar_type()).squeeze(-1);
+  return {pools.select(2, 0), pools.select(2, 1)};
+}
+
+struct RowPools : torch::autograd::Function<RowPools> {
+  static variable_list forward(
+      AutogradContext* ctx, const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
+      const MaybeTensor& mean, const MaybeTensor& variance, double eps) {
+    const auto [means, extremes, places] = row_pools_below(x, weight, bias, mean, variance, eps);
+    const Norm norm{weight, bias, mean, variance, eps};
+    variable_list saved{x, means, extremes, places};
+    append(saved, norm);
+    ctx->save_for_backward(saved);
+    ctx->saved_data["eps"] = eps;
+    const auto [average, maximum] = normed_pools(at::stack({means, extremes}, 2), norm);
+    return {average, maximum, x};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &places = saved[3], &grad_x = grads[2];
+    const Norm norm = norm_of(saved, 4, ctx->saved_data["eps"].toDouble());
+    const bool differentiable = at::GradMode::is_enabled();
+    Tensor elements = at::stack({saved[1], saved[2]}, 2);
+    if (differentiable) {
+      const Tensor rows = x.flatten(2);
+      elements = at::stack({rows.mean(2), rows.gather(2, places.unsqueeze(2)).squeeze(2)}, 2).to(wide_type(x));
+    }
+    at::AutoGradMode enabled(true);
+    variable_list inputs = fresh({elements, defined(norm.weight), defined(norm.bias)});
+    if (!inputs[0].requires_grad()) inputs[0].requires_grad_();
+    const Norm own{maybe(inputs[1]), maybe(inputs[2]), norm.mean, norm.variance, norm.eps};
+    const auto [average, maximum] = normed_pools(inputs[0], own);
+    const variable_list found =
+        gradients(at::stack({average, maximum}, 2), inputs, at::stack({grads[0], grads[1]}, 2), differentiable);
+    at::AutoGradMode as_before(differentiable);
+    const Tensor share = found[0].select(2, 0) / static_cast<double>(positions(x));
+    const Tensor sum = (grad_x + share.to(x.scalar_type()).unsqueeze(2).unsqueeze(3)).contiguous();
+    const Tensor single = found[0].select(2, 1).to(x.scalar_type()).unsqueeze(2);
+    const Tensor flat = sum.flatten(2);
+    const Tensor total = differentiable ? flat.scatter_add(2, places.unsqueeze(2), single)
+                                        : flat.scatter_add_(2, places.unsqueeze(2), single);
+    return {total.view(x.sizes()), found[1], found[2], Tensor(), Tensor(), Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> row_pools_autograd(
+    const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& mean,
+    const MaybeTensor& variance, double eps) {
+  const variable_list found = RowPools::apply(x, weight, bias, mean, variance, eps);
+  return {found[0], found[1], found[2]};
+}
+
+std::tuple<Tensor, Tensor> channel_pools_below(
+    const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& mean,
+    const MaybeTensor& variance, double eps, const Tensor& gate) {
+  static const auto operation = c10::Dispatcher::singleton()
+                                    .findSchemaOrThrow("sa_mmdet_cpu::channel_pools_forward", "")
+                                    .typed<decltype(channel_pools_below)>();
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return operation.call(x.contiguous(), weight, bias, mean, variance, eps, gate);
+}
+
+struct ChannelPools : torch::autograd::Function<ChannelPools> {
+  static variable_list forward(
+      AutogradContext* ctx, const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
+      const MaybeTensor& mean, const MaybeTensor& variance, double eps, const Tensor& gate) {
+    const auto [pools, channels] = channel_pools_below(x, weight, bias, mean, variance, eps, gate);
+    variable_list saved{x, channels, gate};
+    append(saved, {weight, bias, mean, variance, eps});
+    ctx->save_for_backward(saved);
+    ctx->saved_data["eps"] = eps;
+    return {pools, x};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &channels = saved[1], &gate = saved[2];
+    const Norm norm = norm_of(saved, 3, ctx->saved_data["eps"].toDouble());
+    const bool differentiable = at::GradMode::is_enabled();
+    variable_list found;
+    if (!differentiable && plain(grads[0]) && plain(grads[1]) && plain(x)) {
+      const auto [grad_x, sums] =
+          channel_pools_backward(grads[0], grads[1].contiguous(), x.contiguous(), channels, norm, gate);
+      const Tensor bias = norm.bias ? norm.bias->detach().to(sums.scalar_type()) : at::zeros({1}, sums.options());
+      const Tensor weight = norm.weight ? norm.weight->detach().to(sums.scalar_type()) : at::ones({1}, sums.options());
+      const Tensor own = sums * gate.detach().to(sums.scalar_type()).view({x.size(0), x.size(1)});
+      const auto [grad_weight, grad_bias] = vector_gradients(own, norm);
+      found = {grad_x, grad_weight, grad_bias, like(sums.select(0, 1) * weight + sums.select(0, 0) * bias, gate)};
+    } else {
+      at::AutoGradMode enabled(true);
+      const variable_list inputs = fresh({x, defined(norm.weight), defined(norm.bias), gate});
+      const Norm own{maybe(inputs[1]), maybe(inputs[2]), norm.mean, norm.variance, norm.eps};
+      const Tensor y = gated(normed(inputs[0], own, wide_type(x)), {inputs[3], {}});
+      const Tensor pools = at::stack({y.gather(1, channels.to(at::kLong)).squeeze(1), y.mean(1)}, 1);
+      found = gradients(pools, inputs, grads[0], differentiable);
+      at::AutoGradMode as_before(differentiable);
+      found[0] = found[0].defined() ? grads[1] + found[0] : grads[1];
+    }
+    return {found[0], found[1], found[2], Tensor(), Tensor(), Tensor(), found[3]};
+  }
+};
+
+std::tuple<Tensor, Tensor> channel_pools_autograd(
+    const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& mean,
+    const MaybeTensor& variance, double eps, const Tensor& gate) {
+  const variable_list found = ChannelPools::apply(x, weight, bias, mean, variance, eps, gate);
+  return {found[0], found[1]};
+}
+
 // --- shuffle attention
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> shuffle_below(
@@ -563,6 +688,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> shuffle_cpu(
       {identity_weight, identity_bias, identity_mean, identity_variance, identity_eps}, parameters, eps);
 }
 
+std::tuple<Tensor, Tensor, Tensor> row_pools_cpu(
+    const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& mean,
+    const MaybeTensor& variance, double eps) {
+  return row_pools_forward(x, {weight, bias, mean, variance, eps});
+}
+
+std::tuple<Tensor, Tensor> channel_pools_cpu(
+    const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& mean,
+    const MaybeTensor& variance, double eps, const Tensor& gate) {
+  return channel_pools_forward(x, {weight, bias, mean, variance, eps}, gate);
+}
+
 // The operators that sa_mmdet.ops.custom_op calls, which has derivatives of its own.
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& x, const MaybeTensor& identity, const Tensor& scale, const Tensor& shift, const Tensor& parameters,
@@ -593,6 +730,21 @@ std::tuple<Tensor, Tensor> norm_relu_meta(
   return {map_like(x), rows_like(x)};
 }
 
+std::tuple<Tensor, Tensor, Tensor> row_pools_meta(
+    const Tensor& x, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, double) {
+  const Tensor rows = rows_like(x);
+  return {rows, at::empty_like(rows), at::empty_like(rows, rows.options().dtype(at::kLong))};
+}
+
+std::tuple<Tensor, Tensor> channel_pools_meta(
+    const Tensor& x, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, double,
+    const Tensor&) {
+  const auto map = [&](int64_t channels, at::ScalarType dtype) {
+    return at::empty_symint({x.sym_size(0), channels, x.sym_size(2), x.sym_size(3)}, x.options().dtype(dtype));
+  };
+  return {map(2, wide_type(x)), map(1, at::kInt)};
+}
+
 std::tuple<Tensor, Tensor> residual_meta(
     const Tensor& x, const Tensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
     double, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
@@ -620,6 +772,10 @@ TORCH_LIBRARY(sa_mmdet_cpu, library) {
   library.def("norm_relu(Tensor x, " NORM ", bool keep) -> Tensor");
   library.def("norm_relu_forward(Tensor x, " NORM ") -> (Tensor, Tensor)");
   library.def("row_means(Tensor x) -> Tensor");
+  library.def("row_pools(Tensor(a) x, " NORM ") -> (Tensor, Tensor, Tensor(a))");
+  library.def("row_pools_forward(Tensor x, " NORM ") -> (Tensor, Tensor, Tensor)");
+  library.def("channel_pools(Tensor(a) x, " NORM ", Tensor gate) -> (Tensor, Tensor(a))");
+  library.def("channel_pools_forward(Tensor x, " NORM ", Tensor gate) -> (Tensor, Tensor)");
   const std::string residual =
       "(Tensor x, Tensor identity, " NORM ", Tensor? channel_gate, Tensor? position_gate, " IDENTITY_NORM;
   library.def(("residual" + residual + ", bool keep) -> Tensor").c_str());
@@ -644,6 +800,8 @@ TORCH_LIBRARY(sa_mmdet_cpu, library) {
 TORCH_LIBRARY_IMPL(sa_mmdet_cpu, CPU, library) {
   library.impl("norm_relu_forward", sa_mmdet::norm_relu_cpu);
   library.impl("row_means", sa_mmdet::row_means);
+  library.impl("row_pools_forward", sa_mmdet::row_pools_cpu);
+  library.impl("channel_pools_forward", sa_mmdet::channel_pools_cpu);
   library.impl("residual_forward", sa_mmdet::residual_cpu);
   library.impl("shuffle_attention_forward", sa_mmdet::shuffle_cpu);
   library.impl("forward", sa_mmdet::forward);
@@ -653,6 +811,8 @@ TORCH_LIBRARY_IMPL(sa_mmdet_cpu, CPU, library) {
 TORCH_LIBRARY_IMPL(sa_mmdet_cpu, Meta, library) {
   library.impl("norm_relu_forward", sa_mmdet::norm_relu_meta);
   library.impl("row_means", sa_mmdet::rows_like);
+  library.impl("row_pools_forward", sa_mmdet::row_pools_meta);
+  library.impl("channel_pools_forward", sa_mmdet::channel_pools_meta);
   library.impl("residual_forward", sa_mmdet::residual_meta);
   library.impl("shuffle_attention_forward", sa_mmdet::shuffle_meta);
 }
@@ -660,6 +820,8 @@ TORCH_LIBRARY_IMPL(sa_mmdet_cpu, Meta, library) {
 // These call the operators above, whether or not there is something to differentiate.
 TORCH_LIBRARY_IMPL(sa_mmdet_cpu, CompositeExplicitAutograd, library) {
   library.impl("norm_relu", sa_mmdet::norm_relu_autograd);
+  library.impl("row_pools", sa_mmdet::row_pools_autograd);
+  library.impl("channel_pools", sa_mmdet::channel_pools_autograd);
   library.impl("residual", sa_mmdet::residual_autograd);
   library.impl("shuffle_attention", sa_mmdet::shuffle_autograd);
 }
@@ -667,6 +829,8 @@ TORCH_LIBRARY_IMPL(sa_mmdet_cpu, CompositeExplicitAutograd, library) {
 TORCH_LIBRARY_IMPL(sa_mmdet_cpu, Autograd, library) {
   library.impl("norm_relu", sa_mmdet::norm_relu_autograd);
   library.impl("row_means", sa_mmdet::row_means_autograd);
+  library.impl("row_pools", sa_mmdet::row_pools_autograd);
+  library.impl("channel_pools", sa_mmdet::channel_pools_autograd);
   library.impl("residual", sa_mmdet::residual_autograd);
   library.impl("shuffle_attention", sa_mmdet::shuffle_autograd);
 }
