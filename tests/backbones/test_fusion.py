@@ -492,6 +492,7 @@ def test_traces_hold_only_pytorchs_operators() -> None:
 
 @needs.export
 def test_compile_and_export_see_one_operator_per_block(pair: Pair) -> None:
+    needs.compiled_operator()
     x = image()
     name = "sa_mmdet.shuffle_attention.default"
     exported = torch.export.export(pair[0], (x,))

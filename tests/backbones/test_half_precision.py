@@ -40,5 +40,6 @@ def test_the_norm_is_folded_in_float32(dtype: torch.dtype) -> None:
 
     fused = tail(dtype, "auto")
     assert fused.obstacle_to_fusion() is None
-    # MMDetection rounds the output of the norm; folding in half precision had 0.75 of its error and more.
-    assert error(fused) < 0.4 * error(tail(dtype, "reference"))
+    # MMDetection rounds the output of the norm, folding in half precision had 0.75 of its error and more; 0.36 to 0.45
+    # of it were seen, with several versions of PyTorch.
+    assert error(fused) < 0.5 * error(tail(dtype, "reference"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 from two_processes import WORLD, maps, normalise, normalised
 
@@ -50,5 +51,7 @@ def test_two_processes(folder: Path, number: int) -> None:
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_one_process(dtype: torch.dtype) -> None:
+    if dtype == torch.float16 and digit_version(torch.__version__) < digit_version("2.5.0"):
+        pytest.skip("PyTorch 2.4's own batch norm is not a number in float16 on CPUs")
     x = maps()[:1].to(dtype)
     assert_close(normalised(nn.SyncBatchNorm(3).to(dtype), x[0]), 0, x, nn.BatchNorm2d(3).to(dtype))

@@ -1,13 +1,13 @@
 """The operator as if on a GPU: CPU tensors go to Triton's kernels, which run in Triton's interpreter."""
 
 import functools
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import needs
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -19,10 +19,8 @@ from sa_mmdet import ops
 from sa_mmdet.ops import backends, custom_op, reference
 
 pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("triton") is None or not backends.AVAILABLE,
-        reason="Triton is not installed, or not used",
-    ),
+    needs.triton,
+    needs.triton_interpreter(),
     pytest.mark.filterwarnings("error:a kernel of the fused shuffle attention fails"),
 ]
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))

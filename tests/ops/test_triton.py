@@ -1,11 +1,11 @@
 """The GPU kernels against the formula; without a GPU in a process of their own, by Triton's interpreter."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from typing import Any
 
+import needs
 import pytest
 import reference
 import torch
@@ -13,9 +13,7 @@ from torch import Tensor
 
 from sa_mmdet.ops import backends
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or not backends.AVAILABLE, reason="Triton is not installed, or not used"
-)
+pytestmark = needs.triton
 NAMES = ("cweight", "cbias", "sweight", "sbias", "gn.weight", "gn.bias")
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -38,6 +36,7 @@ def kernels() -> Any:
     return backends.triton
 
 
+@needs.triton_interpreter()
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the tests below run here")
 @pytest.mark.parametrize(
     "which",
