@@ -3,15 +3,21 @@
 from typing import Any
 
 import torch
+from mmengine.utils import digit_version
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import backends, reference
-from .tensors import at_least_float32
+from .tensors import at_least_float32, is_compiling
+
+# TorchDynamo understands the question from PyTorch 2.5 on.
+_CANNOT_ASK = digit_version(torch.__version__) < digit_version("2.5.0")
 
 
 def transforms_active() -> bool:
     """Whether torch.func or forward-mode differentiation is active, for which the operator has no rules."""
+    if _CANNOT_ASK and is_compiling():
+        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

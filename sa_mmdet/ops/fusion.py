@@ -5,7 +5,6 @@ itself; and where a transform is active that does not know the operator, PyTorch
 """
 
 import torch
-from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules import module as module_hooks
@@ -28,11 +27,6 @@ if backends.AVAILABLE:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(hooks for kind in _HOOKS if (hooks := getattr(module_hooks, f"_global{kind}", None)) is not None)
 _CALL = nn.Module.__call__
-_OLD_COMPILER = (
-    f"TorchDynamo of PyTorch {torch.__version__} does not understand the operator's conditions"
-    if digit_version(torch.__version__) < digit_version("2.5.0")
-    else None
-)
 
 
 def use_fused(implementation: str, obstacle: str | None) -> bool:
@@ -69,7 +63,7 @@ def obstacle_in_call(x: Tensor) -> str | None:
 
 def _obstacle_in_compiler() -> str | None:
     """Why a compiler must see PyTorch's own operators, or None."""
-    return (backends.unusable or _OLD_COMPILER) if is_compiling() else None
+    return backends.unusable if is_compiling() else None
 
 
 def _obstacle_in_type(x: Tensor) -> str | None:

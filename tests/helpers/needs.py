@@ -36,9 +36,3 @@ def mixed_group_norm() -> None:
 def operator() -> None:
     if not AVAILABLE:
         pytest.skip("custom operators came with PyTorch 2.4")
-
-
-def compiled_operator() -> None:
-    operator()
-    if digit_version(torch.__version__) < digit_version("2.5.0"):
-        pytest.skip("compilers see the fused operator from PyTorch 2.5 on")

@@ -182,7 +182,6 @@ def test_under_checkpointing(kernels: Kernels, reentrant: bool) -> None:
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_under_compile(kernels: Kernels, direction: str) -> None:
-    needs.compiled_operator()
     leaves = tensors()
     torch._dynamo.reset()
     compiled = torch.compile(lambda: shuffle_attention(*leaves, 4), backend="aot_eager", fullgraph=True)
