@@ -4,6 +4,11 @@
 // it does not give again. Everything else, such as derivatives of higher order, goes through PyTorch's own operators: x
 // is computed again where it is needed, and takes the place of x in autograd's graph.
 
+// There are no loops over maps here: more than this costs ten seconds of compiling and gains nothing.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("O1")
+#endif
+
 #include <ATen/Dispatch.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
