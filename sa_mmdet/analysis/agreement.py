@@ -15,6 +15,8 @@ from torch import Tensor
 from .network import Network
 
 _NOISE_IMAGES = 2
+# What feature maps and heads are computed in: some operators and heads know float32 alone.
+_PRECISIONS = ((torch.float64, torch.float64), (torch.float64, torch.float32), (torch.float32, torch.float32))
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Agreement:
         difference: The largest difference of a value, divided by the largest value of its tensor; infinite if they
             detect different numbers of objects.
         detections: How many objects the first one detects in all images.
-        dtype: In which heads were computed, float64 where they can be; feature maps are in float64 in any case.
+        dtype: In which the heads were computed, float64 where they can be; feature maps are, too, where they can be.
     """
 
     difference: float
@@ -48,21 +50,26 @@ def compare_predictions(
         ValueError: A file does not fit or is not an image.
     """
     networks = Network(*one), Network(*other)
-    found = Agreement(0.0, 0, torch.float64)
+    precisions = list(_PRECISIONS)
+    worst, detections = 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         for image in list(images) or [_noise(Path(folder, f"{number}.png"), number) for number in range(_NOISE_IMAGES)]:
             inputs = [(network, *network.read(image)[1:]) for network in networks]
-            try:
-                outputs = [_outputs(*given, found.dtype) for given in inputs]
-            except (RuntimeError, NotImplementedError):  # an operator or a head that knows float32 alone
-                if found.dtype == torch.float32:
-                    raise
-                found.dtype = torch.float32
-                outputs = [_outputs(*given, found.dtype) for given in inputs]
-            (ours, count), (theirs, _) = outputs
-            found.detections += count
-            found.difference = max(found.difference, _largest_difference(ours, theirs))
-    return found
+            (ours, count), (theirs, _) = _first_possible(inputs, precisions)
+            detections += count
+            worst = max(worst, _largest_difference(ours, theirs))
+    return Agreement(worst, detections, precisions[0][1])
+
+
+def _first_possible(inputs: list[Any], precisions: list[Any]) -> list[tuple[list[Tensor], int]]:
+    """The outputs in the first of the precisions that can be computed; those before it are removed from the list."""
+    while True:
+        try:
+            return [_outputs(*given, *precisions[0]) for given in inputs]
+        except (RuntimeError, NotImplementedError):
+            if len(precisions) == 1:
+                raise
+            del precisions[0]
 
 
 def _noise(path: Path, seed: int) -> Path:
@@ -71,30 +78,33 @@ def _noise(path: Path, seed: int) -> Path:
     return path
 
 
-def _outputs(network: Network, sample: Any, x: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], int]:
+def _outputs(
+    network: Network, sample: Any, x: Tensor, of_maps: torch.dtype, of_heads: torch.dtype
+) -> tuple[list[Tensor], int]:
     """The feature maps and the predictions of an image, and how many detections there are."""
-    model = network.model.to(dtype)
-    if dtype == torch.float32:
-        _compute_maps_in_float64(model)
+    model = network.model.to(of_heads)
+    vars(model).pop("extract_feat", None)  # of another precision
+    if of_maps != of_heads:
+        _compute_maps_in(of_maps, of_heads, model)
     with torch.no_grad(), network.in_scope():
-        maps = [level for level in model.extract_feat(x.to(dtype)) if isinstance(level, Tensor)]
-        [result] = model.predict(x.to(dtype), [copy.deepcopy(sample)], rescale=True)
+        maps = [level for level in model.extract_feat(x.to(of_heads)) if isinstance(level, Tensor)]
+        [result] = model.predict(x.to(of_heads), [copy.deepcopy(sample)], rescale=True)
     instances, segments = (getattr(result, name, None) for name in ("pred_instances", "pred_panoptic_seg"))
     values = [value for part in (instances, segments) if part is not None for _, value in sorted(part.items())]
     tensors = [value for value in values if isinstance(value, Tensor)]
     return [*maps, *tensors], len(instances) if instances is not None else 0
 
 
-def _compute_maps_in_float64(model: Any) -> None:
+def _compute_maps_in(of_maps: torch.dtype, of_heads: torch.dtype, model: Any) -> None:
     """Give heads that know float32 alone maps without its rounding, which changes the order of similar scores."""
     for name in ("backbone", "neck"):
         if getattr(model, name, None) is not None:
-            getattr(model, name).double()
+            getattr(model, name).to(of_maps)
     extract = type(model).extract_feat
 
     def extract_feat(x: Tensor, *arguments: Any, **options: Any) -> Any:
-        found = extract(model, x.double(), *arguments, **options)
-        return tuple(level.float() if isinstance(level, Tensor) else level for level in found)
+        found = extract(model, x.to(of_maps), *arguments, **options)
+        return tuple(level.to(of_heads) if isinstance(level, Tensor) else level for level in found)
 
     model.extract_feat = extract_feat
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 from detectors import TEST_PIPELINE
 from mmdet.apis import DetInferencer
+from mmdet.models import ResNet, RetinaHead
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from places import Tool
 from zoo_detectors import randomise
+
+from sa_mmdet.analysis.agreement import compare_predictions
 
 TOOL = "model_converters/insert_attention.py"
 CONFIG = """
@@ -175,3 +178,22 @@ def test_attention_is_not_inserted_twice(tool: Tool, retinanet: tuple[Path, Path
         assert status == 1
         assert message in error
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def refuse_float64(function: Any) -> Any:
+    def refusing(self: Any, x: Any) -> Any:
+        if (x if isinstance(x, torch.Tensor) else x[0]).dtype == torch.float64:
+            raise RuntimeError("not implemented for 'Double'")
+        return function(self, x)
+
+    return refusing
+
+
+@pytest.mark.parametrize("part", [ResNet, RetinaHead])
+def test_what_knows_float32_alone_is_compared_in_it(
+    retinanet: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, part: Any
+) -> None:
+    monkeypatch.setattr(part, "forward", refuse_float64(part.forward))
+    found = compare_predictions(retinanet, retinanet)
+    assert (found.difference, found.dtype) == (0.0, torch.float32)
+    assert found.detections > 0
