@@ -21,7 +21,7 @@ triton = pytest.mark.skipif(
 
 
 def triton_interpreter() -> Any:
-    """A mark for tests in Triton's interpreter: that of 3.0 fails with numpy 2 and leaves masks of stores out."""
+    """A mark for tests in Triton's interpreter: that of 3.0 fails with numpy 2, and has one wrong sum with numpy 1."""
     old = importlib.util.find_spec("triton") is not None and digit_version(
         importlib.metadata.version("triton")
     ) < digit_version("3.1.0")

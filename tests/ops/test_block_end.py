@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import assert_threads_change_no_bit
 from torch import Tensor
 
 from sa_mmdet.ops import compiled
@@ -228,17 +229,12 @@ def test_nan_and_infinity_pass_as_through_pytorchs_operators(value: float, where
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None:
     inputs = Inputs((2, 64, 40, 30), position=True, dtype=dtype)
-    results = []
-    threads = torch.get_num_threads()
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            out = inputs.fused()
-            results.append((out, *torch.autograd.grad(out.float().square().sum(), inputs.leaves())))
-    finally:
-        torch.set_num_threads(threads)
-    for others in results[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
+
+    def results() -> tuple[Tensor, ...]:
+        out = inputs.fused()
+        return out, *torch.autograd.grad(out.float().square().sum(), inputs.leaves())
+
+    assert_threads_change_no_bit(results)
 
 
 def test_the_means_of_the_normed_map() -> None:

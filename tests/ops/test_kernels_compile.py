@@ -6,7 +6,6 @@ what Triton's compiler refuses, such as a variable that changes its shape in a l
 """
 
 import collections
-import importlib.util
 import os
 import re
 import subprocess
@@ -15,15 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import torch
 
 from sa_mmdet.ops import backends
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or not backends.AVAILABLE or bool(os.environ.get("TRITON_INTERPRET")),
-    reason="Triton's compiler is not installed or not used, or its interpreter takes its place",
-)
+pytestmark = [
+    needs.triton,
+    pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="Triton's interpreter replaces its compiler"),
+]
 GROUPS = 64
 MODES = ("alone", "residual", "tail")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import assert_threads_change_no_bit
 from torch import Tensor
 
 from sa_mmdet.ops import compiled
@@ -124,17 +125,12 @@ def test_nan_and_infinity_pass_as_through_pytorchs_operators(value: float) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None:
     inputs = Inputs((2, 64, 40, 30), dtype)
-    results = []
-    threads = torch.get_num_threads()
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            outs = inputs.fused()
-            results.append((*outs, *gradients(outs, inputs.leaves)))
-    finally:
-        torch.set_num_threads(threads)
-    for others in results[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
+
+    def results() -> tuple[Tensor, ...]:
+        outs = inputs.fused()
+        return *outs, *gradients(outs, inputs.leaves)
+
+    assert_threads_change_no_bit(results)
 
 
 def test_inference_mode_and_tensors_without_values() -> None:

@@ -145,6 +145,16 @@ std::pair<Tensor, Tensor> vector_gradients(const Tensor& sums, const Norm& norm)
       norm.bias ? like(sums.select(0, 0).sum(0), *norm.bias) : Tensor()};
 }
 
+// The gradient of a gate for each image and channel, and the sums with the gate, from those without it (2 x N x C).
+std::pair<Tensor, Tensor> gate_gradients(const Tensor& sums, const Norm& norm, const Tensor& gate) {
+  const auto dtype = sums.scalar_type();
+  const Tensor bias = norm.bias ? norm.bias->detach().to(dtype) : at::zeros({1}, sums.options());
+  const Tensor weight = norm.weight ? norm.weight->detach().to(dtype) : at::ones({1}, sums.options());
+  return {
+      like(sums.select(0, 1) * weight + sums.select(0, 0) * bias, gate),
+      sums * gate.detach().to(dtype).view({sums.size(1), sums.size(2)})};
+}
+
 bool derivatives(const variable_list& tensors) {
   return at::GradMode::is_enabled() && std::any_of(tensors.begin(), tensors.end(), [](const Tensor& tensor) {
            return tensor.defined() && tensor.requires_grad();
@@ -283,13 +293,8 @@ struct Residual : torch::autograd::Function<Residual> {
       const auto [grad_x, grad_identity, grad_position, sums, identity_sums] = residual_backward(
           grad.contiguous(), out, {kept.rows.contiguous(), kept.places}, identity.contiguous(), norm, identity_norm,
           gates);
-      const Tensor bias = norm.bias ? norm.bias->detach().to(sums.scalar_type()) : at::zeros({1}, sums.options());
-      const Tensor weight = norm.weight ? norm.weight->detach().to(sums.scalar_type()) : at::ones({1}, sums.options());
       Tensor grad_gate, own = sums;
-      if (gates.channel) {
-        grad_gate = like((sums.select(0, 1) * weight + sums.select(0, 0) * bias), *gates.channel);
-        own = sums * gates.channel->detach().to(sums.scalar_type()).view({out.size(0), out.size(1)});
-      }
+      if (gates.channel) std::tie(grad_gate, own) = gate_gradients(sums, norm, *gates.channel);
       const auto [grad_weight, grad_bias] = vector_gradients(own, norm);
       const auto [other_weight, other_bias] = vector_gradients(identity_sums, identity_norm);
       found = {grad_x,    grad_identity, grad_weight, grad_bias, grad_gate, gates.position ? like(grad_position, *gates.position) : Tensor(),
@@ -460,11 +465,9 @@ struct ChannelPools : torch::autograd::Function<ChannelPools> {
     if (!differentiable && plain(grads[0]) && plain(grads[1]) && plain(x)) {
       const auto [grad_x, sums] =
           channel_pools_backward(grads[0], grads[1].contiguous(), x.contiguous(), channels, norm, gate);
-      const Tensor bias = norm.bias ? norm.bias->detach().to(sums.scalar_type()) : at::zeros({1}, sums.options());
-      const Tensor weight = norm.weight ? norm.weight->detach().to(sums.scalar_type()) : at::ones({1}, sums.options());
-      const Tensor own = sums * gate.detach().to(sums.scalar_type()).view({x.size(0), x.size(1)});
+      const auto [grad_gate, own] = gate_gradients(sums, norm, gate);
       const auto [grad_weight, grad_bias] = vector_gradients(own, norm);
-      found = {grad_x, grad_weight, grad_bias, like(sums.select(0, 1) * weight + sums.select(0, 0) * bias, gate)};
+      found = {grad_x, grad_weight, grad_bias, grad_gate};
     } else {
       at::AutoGradMode enabled(true);
       const variable_list inputs = fresh({x, defined(norm.weight), defined(norm.bias), gate});
