@@ -5,26 +5,27 @@ model = dict(
     backbone=dict(
         type="SAResNet",
         depth=18,
+        base_channels=32,  # half of ResNet's, for two CPU cores
         groups=16,
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None,
     ),
-    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
         anchor_generator=dict(scales=[4]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
+        bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=3),
-        mask_roi_extractor=dict(out_channels=64),
+        mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
         mask_head=dict(in_channels=64, conv_out_channels=64, num_classes=3),
     ),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=100),
+        rcnn=dict(sampler=dict(num=32)),
     ),
     test_cfg=dict(
         rpn=dict(nms_pre=200, max_per_img=100),
@@ -40,7 +41,8 @@ metainfo = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="RandomFlip", prob=0.5, direction=["horizontal", "vertical"]),
+    dict(type="Resize", scale=(160, 128), keep_ratio=True),
+    dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
@@ -52,15 +54,15 @@ test_pipeline = [
         meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
     ),
 ]
-train_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
+train_dataloader = dict(batch_size=4, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoMetric", metric=["bbox", "segm"], ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator
 
-max_epochs = 16
-train_cfg = dict(max_epochs=max_epochs, val_interval=4)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+max_epochs = 10
+train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+optim_wrapper = dict(optimizer=dict(lr=7e-4))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", eta_min_ratio=0.01, T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),

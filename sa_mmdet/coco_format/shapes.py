@@ -10,10 +10,12 @@ from pycocotools import mask as coco_mask
 from sa_mmdet.atomic_write import atomic_write
 
 CLASSES = ("circle", "triangle", "square")
-WIDTH, HEIGHT = 160, 128  # pixels
-MAX_OBJECTS = 5
-RADIUS = (14, 34)  # pixels, from the centre to the corners
-MAX_OVERLAP = 0.2  # as a fraction of an object's area
+WIDTH, HEIGHT = 480, 384  # pixels
+GRAIN = 3  # pixels, the side of the noise's squares
+MAX_OBJECTS = 4
+RADIUS = (48, 108)  # pixels, from the centre to the corners
+TILT = 5  # degrees, to either side; more, and squares fill as much of their boxes as circles do
+MAX_OVERLAP = 0.1  # as a fraction of an object's area
 
 
 def make_shapes(root: str | Path, sizes: dict[str, int], seed: int = 0) -> None:
@@ -92,8 +94,9 @@ def _draw(generator: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, n
         category = int(generator.integers(1, len(CLASSES) + 1))
         radius = generator.uniform(*RADIUS)
         centre = generator.uniform((radius, radius), (WIDTH - radius, HEIGHT - radius))
-        corners_of_shape = {1: 40, 2: 3, 3: 4}[category]
-        angles = generator.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(corners_of_shape) / corners_of_shape
+        corners_of_shape, first = {1: (40, 0), 2: (3, -90), 3: (4, 45)}[category]
+        tilt = np.deg2rad(first + generator.uniform(-TILT, TILT))
+        angles = tilt + 2 * np.pi * np.arange(corners_of_shape) / corners_of_shape
         polygon = centre + radius * np.stack((np.cos(angles), np.sin(angles)), axis=1)
         mask = np.zeros((HEIGHT, WIDTH), np.uint8)
         cv2.fillPoly(mask, [np.round(polygon).astype(np.int32)], 1)
@@ -106,5 +109,6 @@ def _draw(generator: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, n
         full.append(drawn)
         visible.append(drawn)
         categories.append(category)
-    image += generator.normal(0, 8, image.shape).astype(np.float32)
+    noise = generator.normal(0, 8, (HEIGHT // GRAIN, WIDTH // GRAIN, 3)).astype(np.float32)
+    image += noise.repeat(GRAIN, axis=0).repeat(GRAIN, axis=1)
     return image.clip(0, 255).astype(np.uint8), list(zip(categories, visible, strict=True))

@@ -93,7 +93,7 @@ LOADED: dict[str, tuple[Change, bool]] = {
     "images alone": (only_images, False),
     "iscrowd: false": (all_of("annotations", iscrowd=False), True),
     "iscrowd: null": (all_of("annotations", iscrowd=None), True),
-    "height: 128.0": (all_of("images", height=128.0, width=160.0), True),
+    "height: 384.0": (all_of("images", height=384.0, width=480.0), True),
     "ids of text": (strings_as_ids, True),
     "ids of both kinds": (mixed_ids, True),
     "a name of digits": (numbers_as_names, True),
@@ -160,7 +160,7 @@ def test_files_of_another_backend_are_left_to_it(root: Path) -> None:
         data_root="data/shapes", pipeline=[dict(type="LoadImageFromFile", backend_args=args)]
     )
     dataset = shapes_dataset(root, backend_args=args, **options)
-    assert dataset[0]["img"].shape == (128, 160, 3)
+    assert dataset[0]["img"].shape == (384, 480, 3)
     check_dataset(dataset)
 
 
