@@ -4,11 +4,15 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from sa_mmdet.ops.block_end import BlockEnd
+from sa_mmdet.ops.fusion import Replaceable, obstacle_in_modules
 from sa_mmdet.ops.tensors import at_least_float32, shuffle_channels
 from sa_mmdet.registry import register
 
 from .base import Attention
 from .shuffle_attention import ShuffleAttention
+
+_GROUP_NORM = Replaceable(nn.GroupNorm)
 
 
 @register(MODELS)
@@ -63,6 +67,17 @@ class BakedShuffleAttention(Attention):
         baked.norm.weight.data, baked.norm.bias.data = norm_weight[source], norm_bias[source]
         baked.weight.data = weight[source].reshape(1, -1, 1, 1)
         return baked, source
+
+    def obstacle_to_fusion(self) -> str | None:
+        """Why one operator cannot compute the end of a block with this layer, or None."""
+        if torch.is_grad_enabled():
+            return "the operator for the baked form has no derivatives: use torch.no_grad()"
+        return obstacle_in_modules() or _GROUP_NORM.obstacle("norm", self.norm)
+
+    def forward_end(self, end: BlockEnd) -> Tensor:
+        """Compute the end of a block, relu(identity + forward(x)), as one operator."""
+        norm = self.norm
+        return end.baked(self.weight, norm.weight, norm.bias, norm.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True, dtype=at_least_float32(x)).to(x.dtype)

@@ -8,15 +8,16 @@ from mmdet.models.backbones.resnet import Bottleneck
 from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
 
-from sa_mmdet.attention import ShuffleAttention
+from sa_mmdet.attention import BakedShuffleAttention, ShuffleAttention
 from sa_mmdet.attention.fused import FUSED
 from sa_mmdet.ops import backends
-from sa_mmdet.ops.block_end import BlockEnd, EvalNorm, norm_relu
+from sa_mmdet.ops.block_end import NO_NORM, BlockEnd, EvalNorm, norm_relu
 from sa_mmdet.ops.fusion import Replaceable, obstacle_in_call, obstacle_in_modules
 
 _FORWARD, _FORWARD_PLUGIN = Bottleneck.forward, Bottleneck.forward_plugin
 _ATTENTION, _RELU = {kind: Replaceable(kind) for kind in FUSED}, Replaceable(nn.ReLU)
 _SEQUENTIAL = Replaceable(nn.Sequential)
+_IDENTITY = Replaceable(nn.Identity)  # what mmcv's fuse_conv_bn leaves of a norm
 # MMEngine replaces synchronised norms by the last where there is one process.
 _NORMS = {kind: Replaceable(kind) for kind in (nn.BatchNorm2d, nn.SyncBatchNorm, _BatchNormXd)}
 
@@ -26,9 +27,10 @@ class FusedBottleneck(Bottleneck):
 
     Where the batch norms are in evaluation mode (MMDetection's ``norm_eval=True``, also while training) and what
     follows the last norm is nothing or one of this package's attentions, one operator computes norm, attention,
-    addition and ReLU, and on CPUs one operator each computes the other norms and the ReLU after them. They read and
-    write less memory than the layers of the plain block, and keep less for the backward pass. Otherwise, and where a
-    layer is of another class, is replaced or has hooks, MMDetection's own forward runs.
+    addition and ReLU, and on CPUs one operator each computes the other norms and the ReLU after them. Where the norms
+    are merged into the convolutions, it does so with the baked attention or none. They read and write less memory than
+    the layers of the plain block, and keep less for the backward pass. Otherwise, and where a layer is of another
+    class, is replaced or has hooks, MMDetection's own forward runs.
 
     Attributes:
         implementation: 'auto', or 'reference' for MMDetection's own forward in any case.
@@ -53,7 +55,8 @@ class FusedBottleneck(Bottleneck):
         out = self.forward_plugin(out, self._plugins_after("conv2"))
         out = self.conv3(out)
         identity, identity_norm = self._identity(x, by_compiled=backends.obstacle_to_compiled(out) is None)
-        end = BlockEnd(out, identity, _eval_norm(self.norm3), identity_norm, self.keep_inputs)
+        norm = NO_NORM if isinstance(self.norm3, nn.Identity) else _eval_norm(self.norm3)
+        end = BlockEnd(out, identity, norm, identity_norm, self.keep_inputs)
         names = self._plugins_after("conv3")
         attention: Any = getattr(self, names[0]) if names else None
         return end.gated() if attention is None else attention.forward_end(end)
@@ -101,7 +104,7 @@ class FusedBottleneck(Bottleneck):
             or (None if attention is None else self._obstacle_in_attention(names[0], attention))
             or self._obstacle_in_kernels(attention, x)
             or _RELU.obstacle("relu", self.relu)
-            or _obstacle_in_norm(self.norm3_name, self.norm3)
+            or self._obstacle_in_last_norm(attention)
         )
 
     @staticmethod
@@ -110,6 +113,15 @@ class FusedBottleneck(Bottleneck):
         if replaceable is None:
             return f"{name} is of the class {type(attention).__name__}"
         return replaceable.obstacle(name, attention) or attention.obstacle_to_fusion()
+
+    def _obstacle_in_last_norm(self, attention: Any) -> str | None:
+        if type(self.norm3) is not nn.Identity:
+            if isinstance(attention, BakedShuffleAttention):
+                return f"{self.norm3_name} is not merged into its convolution"
+            return _obstacle_in_norm(self.norm3_name, self.norm3)
+        if attention is None or isinstance(attention, BakedShuffleAttention):
+            return _IDENTITY.obstacle(self.norm3_name, self.norm3)
+        return f"{self.norm3_name} is merged into its convolution"
 
     def _obstacle_in_kernels(self, attention: Any, x: Tensor | None) -> str | None:
         """Why there is no kernel for this attention and this input, or None; shuffle attention has others, too."""

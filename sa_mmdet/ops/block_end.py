@@ -36,7 +36,7 @@ class EvalNorm(NamedTuple):
         return scale, bias.to(dtype) - mean.to(dtype) * scale
 
 
-_NO_NORM = EvalNorm(*compiled.NO_NORM)
+NO_NORM = EvalNorm(*compiled.NO_NORM)
 
 
 def norm_relu(x: Tensor, norm: EvalNorm, keep: bool = False) -> Tensor:
@@ -126,6 +126,22 @@ class BlockEnd:
         arguments = (self.x, identity, *self.norm, channel_gate, position_gate, *identity_norm, self.keep)
         return torch.ops.sa_mmdet_cpu.residual(*arguments)
 
+    def baked(self, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:
+        """The result of baked shuffle attention, where the norm is merged into the convolution before it.
+
+        The gate is sigmoid(norm_weight * normalised x + norm_bias + weight * mean of x), with x normalised in each
+        channel of each image. There are no derivatives.
+
+        Args:
+            weight: C elements, as the two below.
+            norm_weight: What multiplies the normalised x.
+            norm_bias: What is added to the logit.
+            eps: Added to the variance.
+        """
+        assert self.norm == NO_NORM
+        identity, _ = self._identity()
+        return torch.ops.sa_mmdet_cpu.baked_attention(self.x, identity, weight.flatten(), norm_weight, norm_bias, eps)
+
     def shuffled(self, parameters: Parameters, groups: int, eps: float, implementation: str) -> Tensor:
         """The result of shuffle attention, see :func:`sa_mmdet.ops.shuffle_attention_residual`."""
         if backends.obstacle_to_compiled(self.x):
@@ -137,4 +153,4 @@ class BlockEnd:
         return compiled.shuffle_attention(self.x, identity, self.norm, identity_norm, parameters, eps, self.keep)
 
     def _identity(self) -> tuple[Tensor, EvalNorm]:
-        return self.identity.to(self.x.dtype), self.identity_norm or _NO_NORM
+        return self.identity.to(self.x.dtype), self.identity_norm or NO_NORM

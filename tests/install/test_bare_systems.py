@@ -19,8 +19,9 @@ from places import REPOSITORY
 SUITES = os.environ.get("BARE_SYSTEMS", "bookworm,trixie").split(",")
 CHECKOUT = "/opt/sa_mmdet"  # in the minimal system
 HOURS = 3
-# Environment variables with which pip and apt find their packages.
-PASSED_ON = re.compile(r"PIP_.*|SSL_CERT_.*|REQUESTS_CA_BUNDLE|(https?|no)_proxy", re.IGNORECASE)
+# Environment variables with which pip and apt find their packages, and those of OpenMP: beside other jobs, threads that
+# wait for each other should sleep (OMP_WAIT_POLICY=PASSIVE).
+PASSED_ON = re.compile(r"PIP_.*|SSL_CERT_.*|REQUESTS_CA_BUNDLE|(https?|no)_proxy|OMP_.*", re.IGNORECASE)
 PIP_FILES = ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf")
 
 pytestmark = [

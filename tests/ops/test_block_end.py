@@ -246,7 +246,7 @@ def test_the_means_of_the_normed_map() -> None:
 
 def test_wrong_shapes_are_refused() -> None:
     inputs = Inputs()
-    with pytest.raises(RuntimeError, match="a norm's vector has 5 elements for 6 channels"):
+    with pytest.raises(RuntimeError, match="a vector has 5 elements for 6 channels"):
         norm_relu(inputs.x, EvalNorm(torch.ones(5), None, None, None, 0.0))
     with pytest.raises(RuntimeError, match="expected contiguous maps of one dtype and shape"):
         BlockEnd(inputs.x, inputs.identity[:, :, 1:], inputs.norm).gated()

@@ -708,6 +708,12 @@ std::tuple<Tensor, Tensor> channel_pools_cpu(
   return channel_pools_forward(x, {weight, bias, mean, variance, eps}, gate);
 }
 
+Tensor baked_cpu(
+    const Tensor& x, const Tensor& identity, const Tensor& weight, const Tensor& norm_weight, const Tensor& norm_bias,
+    double eps) {
+  return baked_forward(x.contiguous(), identity.contiguous(), weight, norm_weight, norm_bias, eps);
+}
+
 // The operators that sa_mmdet.ops.custom_op calls, which has derivatives of its own.
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& x, const MaybeTensor& identity, const Tensor& scale, const Tensor& shift, const Tensor& parameters,
@@ -798,6 +804,9 @@ TORCH_LIBRARY(sa_mmdet_cpu, library) {
       ("shuffle_attention_forward" + shuffle + "Tensor parameters, float eps) -> (Tensor, Tensor, Tensor, Tensor)")
           .c_str());
   library.def(
+      "baked_attention(Tensor x, Tensor identity, Tensor weight, Tensor norm_weight, Tensor norm_bias, float eps) "
+      "-> Tensor");
+  library.def(
       "forward(Tensor x, Tensor? identity, Tensor scale, Tensor shift, Tensor parameters, float eps) "
       "-> (Tensor, Tensor, Tensor)");
   library.def(
@@ -812,6 +821,7 @@ TORCH_LIBRARY_IMPL(sa_mmdet_cpu, CPU, library) {
   library.impl("channel_pools_forward", sa_mmdet::channel_pools_cpu);
   library.impl("residual_forward", sa_mmdet::residual_cpu);
   library.impl("shuffle_attention_forward", sa_mmdet::shuffle_cpu);
+  library.impl("baked_attention", sa_mmdet::baked_cpu);
   library.impl("forward", sa_mmdet::forward);
   library.impl("backward", sa_mmdet::backward);
 }

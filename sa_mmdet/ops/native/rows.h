@@ -120,15 +120,25 @@ struct Norm {
   double eps = 0;
 };
 
+// A vector of C elements in the dtype of the arithmetic; `value` for each element if it is missing.
+template <typename A>
+std::vector<A> elements(const MaybeTensor& vector, int64_t channels, A value) {
+  if (!vector) return std::vector<A>(channels, value);
+  TORCH_CHECK(vector->numel() == channels, "a vector has ", vector->numel(), " elements for ", channels, " channels");
+  const Tensor wide = vector->detach().to(c10::CppTypeToScalarType<A>::value).contiguous();
+  const A* begin = wide.template const_data_ptr<A>();
+  return std::vector<A>(begin, begin + channels);
+}
+
 template <typename A>
 struct NormNumbers {
   std::vector<A> weight, bias, mean, rstd, scale, shift;
 
   NormNumbers(const Norm& norm, int64_t channels)
-      : weight(numbers(norm.weight, channels, 1)),
-        bias(numbers(norm.bias, channels, 0)),
-        mean(numbers(norm.mean, channels, 0)),
-        rstd(numbers(norm.variance, channels, 1)),
+      : weight(elements<A>(norm.weight, channels, 1)),
+        bias(elements<A>(norm.bias, channels, 0)),
+        mean(elements<A>(norm.mean, channels, 0)),
+        rstd(elements<A>(norm.variance, channels, 1)),
         scale(channels),
         shift(channels) {
     for (int64_t c = 0; c < channels; ++c) {
@@ -136,16 +146,6 @@ struct NormNumbers {
       scale[c] = weight[c] * rstd[c];
       shift[c] = bias[c] - mean[c] * scale[c];
     }
-  }
-
- private:
-  static std::vector<A> numbers(const MaybeTensor& vector, int64_t channels, A value) {
-    if (!vector) return std::vector<A>(channels, value);
-    TORCH_CHECK(
-        vector->numel() == channels, "a norm's vector has ", vector->numel(), " elements for ", channels, " channels");
-    const Tensor wide = vector->detach().to(c10::CppTypeToScalarType<A>::value).contiguous();
-    const A* begin = wide.template const_data_ptr<A>();
-    return std::vector<A>(begin, begin + channels);
   }
 };
 

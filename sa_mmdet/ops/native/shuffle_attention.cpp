@@ -22,6 +22,7 @@ struct Channel {
   A weight, bias;  // of the gate's logit
   A norm_weight, norm_bias, norm_mean, norm_rstd;
   A identity_scale, identity_shift;
+  A mean_weight;  // what the mean of x adds to the spatial branch's logit; 0 but in the baked form
 };
 
 template <typename T, typename A, bool RESIDUAL>
@@ -66,10 +67,11 @@ INLINE void forward_row(
   }
   *rstd = A(1) / std::sqrt(A(squares / length) + eps);
   const A slope = channel.weight * *rstd, centre = channel.scale * m + channel.shift;
+  const A bias = channel.mean_weight == A(0) ? channel.bias : channel.bias + channel.mean_weight * m;
 #pragma omp simd
   for (int64_t i = 0; i < length; ++i) {
     const A d = channel.scale * (A(x[i]) - m);
-    const A y = (d + centre) * sigmoid(slope * d + channel.bias);
+    const A y = (d + centre) * sigmoid(slope * d + bias);
     out[i] = T(RESIDUAL ? relu(y + (A(identity[i]) * channel.identity_scale + channel.identity_shift)) : y);
   }
 }
@@ -236,7 +238,7 @@ struct Layout {
     const int64_t j = c % k, o = shuffled(c);
     Channel<A> found{c / k % 2 == 1,    norm.scale[c],    norm.shift[c],    parameters[j],     parameters[k + j],
                      norm.weight[c],    norm.bias[c],     norm.mean[c],     norm.rstd[c],      identity.scale[o],
-                     identity.shift[o]};
+                     identity.shift[o], A(0)};
     if (found.spatial) {
       const A spatial_weight = parameters[2 * k + j], spatial_bias = parameters[3 * k + j];
       found.weight = spatial_weight * parameters[4 * k + j];
@@ -282,6 +284,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> shuffle_forward(
     });
   });
   return {out, mean, rstd, added};
+}
+
+Tensor baked_forward(
+    const Tensor& x, const Tensor& identity, const Tensor& weight, const Tensor& norm_weight, const Tensor& norm_bias,
+    double eps) {
+  const int64_t n = x.size(0), channels = x.size(1), length = positions(x);
+  check(x, x);
+  check(x, identity);
+  Tensor out = at::empty_like(x);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "baked_attention", [&] {
+    using A = Wide<scalar_t>::type;
+    const std::vector<A> by_mean = elements<A>(weight, channels, 0), by_position = elements<A>(norm_weight, channels, 0);
+    const std::vector<A> bias = elements<A>(norm_bias, channels, 0);
+    const auto row = Rows<scalar_t>::forward(true);
+    const scalar_t *from = x.const_data_ptr<scalar_t>(), *add = identity.const_data_ptr<scalar_t>();
+    scalar_t* to = out.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, n * channels, grain(length), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t c = i % channels;
+        const bool spatial = by_position[c] != A(0);
+        const Channel<A> channel{spatial, 1,       0, spatial ? by_position[c] : by_mean[c],
+                                 bias[c], 1,       0, 0,
+                                 1,       1,       0, spatial ? by_mean[c] : A(0)};
+        A mean, rstd, added;
+        row(from + i * length, add + i * length, to + i * length, length, channel, A(eps), &mean, &rstd, &added);
+      }
+    });
+  });
+  return out;
 }
 
 Kept shuffle_keep(

@@ -14,6 +14,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> shuffle_forward(
     const Tensor& x, const MaybeTensor& identity, const Norm& norm, const Norm& identity_norm, const Tensor& parameters,
     double eps);
 
+// relu(identity + x * sigmoid(norm_weight * normalised x + norm_bias + weight * mean of x)), where x is normalised in each
+// channel of each image; the three vectors are of C elements. For inference: there are no derivatives.
+Tensor baked_forward(
+    const Tensor& x, const Tensor& identity, const Tensor& weight, const Tensor& norm_weight, const Tensor& norm_bias,
+    double eps);
+
 // The rows of x that the gradients need: those of the spatial branch, and those that out does not give.
 Kept shuffle_keep(
     const Tensor& x, const Tensor& mean, const Tensor& added, const Norm& norm, const Tensor& parameters);
