@@ -1,6 +1,5 @@
 """Baked and exported networks compute what the trained networks compute."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,6 @@ from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.backbones import bake
 from sa_mmdet.backbones.baked import baked_config
 from sa_mmdet.deployment import FeatureExtractor, export_onnx, largest_difference, load
-
-onnx_needed = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")) or needs.OLD,
-    reason="ONNX, its exporter or its runtime is not installed, or PyTorch is older than 2.6",
-)
 
 
 def random_network(model: Any) -> Any:
@@ -125,7 +119,7 @@ def test_a_baked_detector_detects_the_same(detector: Path, tool: Tool, tmp_path:
     np.testing.assert_allclose(found[0]["bboxes"], found[1]["bboxes"], atol=1e-2)
 
 
-@onnx_needed
+@needs.onnx
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "options", [(), pytest.param(("--keep-shuffle", "--backbone-only"), marks=pytest.mark.long)], ids=str
@@ -149,7 +143,7 @@ def test_the_exported_network_computes_the_same(
     assert len(onnx.load(target).graph.output) == (4 if options else 5)
 
 
-@onnx_needed
+@needs.onnx
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["ConvWS", "GN"])
@@ -169,7 +163,7 @@ def test_what_cannot_be_folded_is_exported_as_it_was_trained(name: str, tool: To
     assert "largest difference on 1 images" in printed
 
 
-@onnx_needed
+@needs.onnx
 @pytest.mark.filterwarnings("ignore")
 def test_the_check_finds_mistakes_in_folding(
     detector: Path, tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -185,7 +179,7 @@ def test_the_check_finds_mistakes_in_folding(
     assert "the file's outputs differ by more than" in errors
 
 
-@onnx_needed
+@needs.onnx
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.long
 def test_the_export_does_not_change_the_model(tmp_path: Path) -> None:
@@ -204,7 +198,7 @@ def _attention(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, ShuffleAttention)]
 
 
-@onnx_needed
+@needs.onnx
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.long
 def test_baked_and_exported_agree_on_real_images(coco128: Path, tmp_path: Path) -> None:

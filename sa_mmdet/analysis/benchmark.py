@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .benchmark_steps import FOLDED, LEVELS, PLAIN, VARIANTS, Step, copy_step, make_step
+from .benchmark_steps import DEPTHS, FOLDED, LEVELS, PLAIN, VARIANTS, Step, copy_step, make_step
 from .memory import keep_freed_memory, peak_memory
 
 # The smallest number of times that a tensor of x's size is read or written. Inference: x for the statistics, then x,
@@ -26,12 +26,13 @@ def benchmark(
     device: str = "cpu",
     dtype: str = "float32",
     memory: bool = True,
+    depth: int = 50,
 ) -> dict[str, Any]:
     """Measure inference and training step of all variants.
 
     Args:
-        level: 'operator' (the tails of the four stages' blocks), 'backbone' (ResNet-50, frozen_stages=1,
-            norm_eval=True) or 'detector' (RetinaNet with it).
+        level: 'operator' (the tails of the four stages' blocks), 'backbone' (ResNet, frozen_stages=1, norm_eval=True)
+            or 'detector' (RetinaNet with it).
         shape: Height and width of the image in pixels.
         batch: The number of images.
         variants: The variants, of :data:`VARIANTS`; 'plain' is always measured.
@@ -39,6 +40,7 @@ def benchmark(
         device: A device of PyTorch.
         dtype: 'float32', or 'float16' or 'bfloat16' for mixed precision.
         memory: Whether to measure peak memory too. On a CPU each variant then runs once more in its own process.
+        depth: The depth of the ResNet, of :data:`DEPTHS`.
 
     Returns:
         For each variant a dictionary; that of the variants with folded batch norms has 'inference' alone. 'inference'
@@ -55,21 +57,21 @@ def benchmark(
         'ratio' to the plain variant's.
 
     Raises:
-        ValueError: The level, a variant or the dtype is unknown, or a number is below 1.
+        ValueError: The level, a variant, the dtype or the depth is unknown, or a number is below 1.
     """
-    _check_options(level, variants, repeats, batch, dtype)
+    _check_options(level, variants, repeats, batch, dtype, depth)
     variants = [PLAIN, *(variant for variant in variants if variant != PLAIN)]
     results: dict[str, Any] = {variant: {} for variant in variants}
     if memory:
         trained = [variant for variant in variants if variant not in FOLDED]
-        peaks = {variant: peak_memory(level, variant, shape, batch, device, dtype) for variant in trained}
+        peaks = {variant: peak_memory(level, variant, shape, batch, device, dtype, depth) for variant in trained}
         for variant, peak in peaks.items():
             results[variant]["memory"] = dict(peak_mib=peak / 2**20, ratio=peak / peaks[PLAIN])
     keep_freed_memory()
     modes = ("inference", "backward", "training") if level == "operator" else ("inference", "training")
     for mode in modes:
         measured = [variant for variant in variants if mode == "inference" or variant not in FOLDED]
-        steps = {variant: make_step(level, variant, mode, shape, batch, device, dtype) for variant in measured}
+        steps = {variant: make_step(level, variant, mode, shape, batch, device, dtype, depth) for variant in measured}
         if level == "operator":
             steps[_COPY] = copy_step(shape, batch, device, getattr(torch, dtype))
         times = _take_turns(steps, repeats, device)
@@ -114,10 +116,13 @@ def _statistics(own: list[float], plain: list[float]) -> dict[str, Any]:
     )
 
 
-def _check_options(level: str, variants: list[str], repeats: int, batch: int, dtype: str) -> None:
-    for name, value, choices in (("level", level, LEVELS), ("dtype", dtype, ("float32", "float16", "bfloat16"))):
-        if value not in choices:
-            raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
+def _check_options(level: str, variants: list[str], repeats: int, batch: int, dtype: str, depth: int) -> None:
+    choices: dict[str, tuple[Any, tuple]] = dict(
+        level=(level, LEVELS), dtype=(dtype, ("float32", "float16", "bfloat16")), depth=(depth, DEPTHS)
+    )
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(str, known))}")
     unknown = [variant for variant in variants if variant not in VARIANTS]
     if unknown:
         raise ValueError(f"unknown variants {', '.join(unknown)}: choose from {', '.join(VARIANTS)}")

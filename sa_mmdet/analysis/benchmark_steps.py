@@ -1,8 +1,11 @@
 """The steps that the benchmark measures: of an operator, a backbone or a detector, in several variants."""
 
 import functools
+import importlib.util
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +18,17 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from sa_mmdet.attention import SqueezeExcitation
+from sa_mmdet.deployment import export_onnx
 from sa_mmdet.ops import shuffle_attention_residual
 from sa_mmdet.registry import register
 
 LEVELS = ("operator", "backbone", "detector")
+DEPTHS = (50, 101)
 PLAIN = "plain"
-# For inference alone: the plain network and SA-Net with their batch norms folded into the convolutions.
-FOLDED = ("folded", "baked")
+_IN_ONNX_RUNTIME = "-onnxruntime"
+# For inference alone: the plain network and SA-Net with their batch norms folded into the convolutions, in PyTorch and
+# in ONNX Runtime.
+FOLDED = ("folded", "baked", "folded-onnxruntime", "baked-onnxruntime")
 # The variants and their backbones.
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: dict(type="ResNet"),
@@ -35,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cbam": dict(type="AttentionResNet", attention=dict(type="CBAM")),
     "folded": dict(type="ResNet"),
     "baked": dict(type="BakedSAResNet"),
+    "folded-onnxruntime": dict(type="ResNet"),
+    "baked-onnxruntime": dict(type="BakedSAResNet"),
     "plain-compile": dict(type="ResNet"),
     "reference-compile": dict(type="SAResNet", implementation="reference"),
     "fused-compile": dict(type="SAResNet", implementation="auto"),
@@ -77,7 +86,9 @@ class PublishedShuffleAttention(nn.Module):
         return gated.transpose(1, 2).reshape(n, c, h, w)
 
 
-def make_step(level: str, variant: str, mode: str, shape: tuple[int, int], batch: int, device: str, dtype: str) -> Step:
+def make_step(
+    level: str, variant: str, mode: str, shape: tuple[int, int], batch: int, device: str, dtype: str, depth: int = 50
+) -> Step:
     """Make a function to measure, which runs one forward pass, one backward pass, or both.
 
     Args:
@@ -88,12 +99,16 @@ def make_step(level: str, variant: str, mode: str, shape: tuple[int, int], batch
         batch: The number of images.
         device: A device of PyTorch.
         dtype: 'float32', or 'float16' or 'bfloat16' for mixed precision.
+        depth: The depth of the ResNet.
+
+    Raises:
+        ValueError: The level does not have the variant, or ONNX Runtime is missing.
     """
     torch.manual_seed(0)
     autocast = functools.partial(_autocast, device, getattr(torch, dtype))
     if level == "operator":
         return _replayed(_Tails(variant, shape, batch, device, getattr(torch, dtype)).step(mode), device)
-    backbone = dict(VARIANTS[variant], depth=50, frozen_stages=1, norm_eval=True)
+    backbone = dict(VARIANTS[variant], depth=depth, frozen_stages=1, norm_eval=True)
     if level == "backbone":
         model = MODELS.build(backbone)
     else:
@@ -102,8 +117,10 @@ def make_step(level: str, variant: str, mode: str, shape: tuple[int, int], batch
             model = MODELS.build({**cfg, "backbone": backbone})
     model.to(device)
     model.train(mode == "training")
-    if variant == "folded":
+    if variant.startswith("folded"):
         fuse_conv_bn(model)
+    if variant.endswith(_IN_ONNX_RUNTIME):
+        return _in_onnx_runtime(model, shape, batch)
     function = torch.compile(model) if variant.endswith("-compile") else model
     image = torch.randn(batch, 3, *shape, device=device)
 
@@ -120,6 +137,22 @@ def make_step(level: str, variant: str, mode: str, shape: tuple[int, int], batch
         sum(out.float().mean() for out in forward()).backward()  # type: ignore[union-attr]
 
     return inference if mode == "inference" else training
+
+
+def _in_onnx_runtime(model: Any, shape: tuple[int, int], batch: int) -> Step:
+    """A forward pass on the CPU in ONNX Runtime, with as many threads as PyTorch has."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ValueError("variants in ONNX Runtime need it: pip install onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow the other variants' turns
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        export_onnx(model, path)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return functools.partial(session.run, None, {"image": torch.randn(batch, 3, *shape).numpy()})
 
 
 def _tail_shapes(shape: tuple[int, int], batch: int) -> list[tuple[int, int, int, int]]:

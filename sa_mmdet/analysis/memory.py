@@ -24,7 +24,9 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def peak_memory(level: str, variant: str, shape: tuple[int, int], batch: int, device: str, dtype: str) -> float:
+def peak_memory(
+    level: str, variant: str, shape: tuple[int, int], batch: int, device: str, dtype: str, depth: int = 50
+) -> float:
     """Measure the peak memory of a training step, in bytes above the memory in use before it.
 
     Args:
@@ -34,9 +36,10 @@ def peak_memory(level: str, variant: str, shape: tuple[int, int], batch: int, de
         batch: The number of images.
         device: A device of PyTorch.
         dtype: 'float32', or 'float16' or 'bfloat16' for mixed precision.
+        depth: The depth of the ResNet.
     """
     if device.startswith("cuda"):
-        step = make_step(level, variant, "training", shape, batch, device, dtype)
+        step = make_step(level, variant, "training", shape, batch, device, dtype, depth)
         step()
         torch.cuda.synchronize(device)
         rest = torch.cuda.memory_allocated(device)
@@ -45,13 +48,13 @@ def peak_memory(level: str, variant: str, shape: tuple[int, int], batch: int, de
         return torch.cuda.max_memory_allocated(device) - rest
     # In a new process, since memory that another variant has freed would not count.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_resident_memory, (level, variant, shape, batch, dtype))
+        return pool.apply(_resident_memory, (level, variant, shape, batch, dtype, depth))
 
 
-def _resident_memory(level: str, variant: str, shape: tuple[int, int], batch: int, dtype: str) -> float:
+def _resident_memory(level: str, variant: str, shape: tuple[int, int], batch: int, dtype: str, depth: int) -> float:
     import sa_mmdet  # noqa: F401  (registers the models in the new process)
 
-    step = make_step(level, variant, "training", shape, batch, "cpu", dtype)
+    step = make_step(level, variant, "training", shape, batch, "cpu", dtype, depth)
     rest = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     step()

@@ -1,14 +1,17 @@
 import json
 from pathlib import Path
+from typing import Any
 
+import needs
 import pytest
 import reference
 import torch
+from mmdet.models.backbones import ResNet
 from places import Tool
 from torch import nn
 
 from sa_mmdet.analysis.benchmark import benchmark
-from sa_mmdet.analysis.benchmark_steps import PublishedShuffleAttention
+from sa_mmdet.analysis.benchmark_steps import PublishedShuffleAttention, make_step
 
 
 @pytest.mark.parametrize("level", ["operator", "backbone", pytest.param("detector", marks=pytest.mark.long)])
@@ -29,6 +32,21 @@ def test_every_variant_is_measured_beside_the_plain_one(level: str) -> None:
 def test_folded_variants_are_measured_in_inference_alone() -> None:
     found = benchmark("backbone", (64, 64), 1, ["none", "folded", "baked"], repeats=1, memory=False)
     assert [sorted(found[variant]) for variant in found] == [["inference", "training"]] * 2 + [["inference"]] * 2
+
+
+@needs.onnx
+def test_variants_in_onnx_runtime_compute_what_those_in_pytorch_do() -> None:
+    step: Any = make_step("backbone", "folded-onnxruntime", "inference", (64, 96), 2, "cpu", "float32")
+    torch.manual_seed(0)
+    model: Any = ResNet(50, frozen_stages=1)
+    model.train(False)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(step.args[1]["image"]))
+    for one, other in zip(step(), expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), other, rtol=1e-3, atol=1e-3)
+
+
+def test_the_operator_has_no_folded_norms() -> None:
     with pytest.raises(ValueError, match="the operator's level has no variant 'folded'"):
         benchmark("operator", (64, 64), 1, ["folded"], repeats=1, memory=False)
 
@@ -66,9 +84,11 @@ def test_the_tool_writes_json_and_a_plot(tool: Tool, tmp_path: Path, monkeypatch
 
 def test_every_target_is_checked(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sa_mmdet.analysis.benchmark.peak_memory", lambda *arguments: 1.0)
+    monkeypatch.setattr("sa_mmdet.analysis.benchmark.make_step", lambda *arguments: lambda: None)
     status, printed, _ = tool("misc/check_targets.py", "--device", "cpu", "--shape", 64, 64, "--repeats", 1)
     verdicts = [line.split()[0] for line in printed.splitlines() if "target <=" in line]
-    assert len(verdicts) == 6 * 3 + 1
+    assert len(verdicts) == 2 * (6 * 3 + 2)
+    assert "backbone, ResNet-101, 64 x 64, batch 1, float32" in printed
     assert status == ("MISSED" in verdicts)
 
 
@@ -78,6 +98,7 @@ def test_every_target_is_checked(tool: Tool, monkeypatch: pytest.MonkeyPatch) ->
         (dict(level="layer"), "level='layer' is unknown: choose one of operator, backbone, detector"),
         (dict(variants=["quick"]), "unknown variants quick: choose from plain, published"),
         (dict(dtype="int8"), "dtype='int8' is unknown"),
+        (dict(depth=34), "depth=34 is unknown: choose one of 50, 101"),
         (dict(repeats=0), "repeats=0 and batch=1 must be at least 1"),
     ],
     ids=str,

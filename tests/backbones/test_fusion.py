@@ -1,7 +1,6 @@
 """Wherever a user could tell the fused block from MMDetection's own block, MMDetection's own forward runs."""
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -512,10 +511,7 @@ def test_compile_and_export_see_one_operator_per_block(pair: Pair) -> None:
     assert seen.count(name) == 1
 
 
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")) or needs.OLD,
-    reason="ONNX, its exporter or its runtime is not installed, or PyTorch is older than 2.6",
-)
+@needs.onnx
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dynamo", [True, False])
 def test_a_users_own_onnx_export(dynamo: bool, tmp_path: Path) -> None:

@@ -15,6 +15,10 @@ export = pytest.mark.skipif(not hasattr(torch, "export"), reason="torch.export c
 _float16 = pytest.mark.skipif(not AVAILABLE, reason="float16 on CPUs came with PyTorch 2.4")
 HALF: list[Any] = [pytest.param(torch.float16, marks=_float16), torch.bfloat16]
 
+onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")) or OLD,
+    reason="ONNX, its exporter or its runtime is not installed, or PyTorch is older than 2.6",
+)
 triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or not AVAILABLE, reason="Triton is not installed, or not used"
 )

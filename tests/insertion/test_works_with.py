@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import torch
 from detectors import TEST_PIPELINE, small_retinanet
@@ -102,10 +103,7 @@ def test_it_is_published(files: dict[str, Path], image: Path, tool: Tool, tmp_pa
 
 
 @pytest.mark.long
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
-    reason="ONNX, its exporter or its runtime is not installed",
-)
+@needs.onnx
 def test_it_is_exported(files: dict[str, Path], image: Path, tool: Tool, tmp_path: Path) -> None:
     config, weights = tmp_path / "four_levels.py", tmp_path / "four_levels.pth"
     # PyTorch exports the further levels of RetinaNet's neck at one size alone, with and without attention.

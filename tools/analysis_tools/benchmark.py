@@ -10,7 +10,7 @@ import torch
 
 from sa_mmdet.analysis.benchmark import benchmark
 from sa_mmdet.analysis.benchmark_plots import plot_ratios
-from sa_mmdet.analysis.benchmark_steps import LEVELS, PLAIN, VARIANTS
+from sa_mmdet.analysis.benchmark_steps import DEPTHS, LEVELS, PLAIN, VARIANTS
 from sa_mmdet.atomic_write import atomic_write_text, check_folder
 from sa_mmdet.tool_options import add_device
 
@@ -46,7 +46,10 @@ def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "level", choices=LEVELS, help="what to measure: the ends of the blocks, ResNet-50, or RetinaNet with ResNet-50"
+        "level", choices=LEVELS, help="what to measure: the ends of the blocks, ResNet, or RetinaNet with ResNet"
+    )
+    parser.add_argument(
+        "--depth", type=int, choices=DEPTHS, default=50, help="depth of the ResNet (default: %(default)s)"
     )
     parser.add_argument(
         "--shape",
@@ -101,6 +104,7 @@ def main() -> None:
                     arguments.device,
                     arguments.dtype,
                     not arguments.no_memory,
+                    arguments.depth,
                 )
             except ValueError as error:
                 parser().error(str(error))
@@ -109,7 +113,9 @@ def main() -> None:
     cpu = platform.processor() or f"a {platform.machine()} CPU"
     machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else cpu
     threads = torch.get_num_threads()
-    header = dict(command=sys.argv[1:], machine=machine, threads=threads, torch=torch.__version__)
+    header = dict(
+        command=sys.argv[1:], depth=arguments.depth, machine=machine, threads=threads, torch=torch.__version__
+    )
     if arguments.json:
         atomic_write_text(arguments.json, json.dumps(dict(header, runs=runs), indent=2))
     if arguments.png:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sa_mmdet.analysis.benchmark import benchmark
+from sa_mmdet.analysis.benchmark_steps import DEPTHS
 from sa_mmdet.tool_options import add_device
 
 
@@ -31,7 +32,7 @@ class Target(NamedTuple):
         return f"   {verdict} {self.variant} {self.mode} {self.quantity} {value:.3f} (target {sign} {self.limit})"
 
 
-# The ratios are to the plain ResNet-50 in the same run; the baked network's is to the plain one with folded norms.
+# The ratios are to the plain ResNet in the same run; the baked network's are to the plain one with folded norms.
 CPU = [
     *(
         Target(variant, "backbone", mode, quantity, limit)
@@ -46,6 +47,7 @@ CPU = [
         )
     ),
     Target("baked", "backbone", "inference", "ratio_to_folded", 1.02),
+    Target("baked-onnxruntime", "backbone", "inference", "ratio_to_folded", 1.02),
 ]
 CUDA = [
     Target("fused", "backbone", "inference", "ratio_paired", 1.00),
@@ -59,15 +61,23 @@ CUDA = [
 
 
 def measure(
-    targets: list[Target], level: str, shape: tuple[int, int], batch: int, repeats: int, device: str, dtype: str
+    targets: list[Target],
+    level: str,
+    shape: tuple[int, int],
+    batch: int,
+    repeats: int,
+    device: str,
+    dtype: str,
+    depth: int,
 ) -> dict[str, Any]:
     """Run the benchmark and return each variant's measurements by mode, with what is compared with other variants."""
     variants = [target.variant for target in targets if target.level == level]
-    variants += ["folded"] if "baked" in variants else []
+    folded = {variant: variant.replace("baked", "folded") for variant in variants if "baked" in variant}
+    variants += folded.values()
     # On a GPU the variants that torch.compile compiles are printed for comparison.
     variants += ["plain-compile", "reference-compile"] if device.startswith("cuda") else []
     variants += ["published"] if any(target.quantity == "speed_of_published" for target in targets) else []
-    results = benchmark(level, shape, batch, list(dict.fromkeys(variants)), repeats, device, dtype)
+    results = benchmark(level, shape, batch, list(dict.fromkeys(variants)), repeats, device, dtype, depth=depth)
     for variant, found in results.items():
         ratios = {mode: round(measured["ratio_paired"], 3) for mode, measured in found.items() if mode != "memory"}
         quartiles = {mode: found[mode]["ratio_paired_quartiles"] for mode in ratios}
@@ -77,9 +87,9 @@ def measure(
         for mode, measured in found.items():
             if mode in results.get("published", {}) and mode != "memory":
                 measured["speed_of_published"] = results["published"][mode]["min_ms"] / measured["min_ms"]
-    if "baked" in results:
-        folded = results["folded"]["inference"]["ratio_paired"]
-        results["baked"]["inference"]["ratio_to_folded"] = results["baked"]["inference"]["ratio_paired"] / folded
+    for variant, base in folded.items():
+        own = results[variant]["inference"]
+        own["ratio_to_folded"] = own["ratio_paired"] / results[base]["inference"]["ratio_paired"]
     return results
 
 
@@ -94,6 +104,14 @@ def main() -> None:
         help="size of the image in pixels (default: 800 1333, on a CPU 480 640, too)",
     )
     parser.add_argument(
+        "--depth",
+        nargs="+",
+        type=int,
+        choices=DEPTHS,
+        default=list(DEPTHS),
+        help="depths of the ResNet (default: all)",
+    )
+    parser.add_argument(
         "--repeats", type=int, default=15, help="number of measurements of each variant (default: %(default)s)"
     )
     arguments = parser.parse_args()
@@ -103,9 +121,11 @@ def main() -> None:
     dtypes, batches = (("float32", "float16"), (2, 8)) if gpu else (("float32",), (1,))
     levels = dict.fromkeys(target.level for target in targets)
     missed = 0
-    for shape, dtype, batch, level in itertools.product(shapes, dtypes, batches, levels):
-        print(f"{level}, {shape[0]} x {shape[1]}, batch {batch}, {dtype}", flush=True)
-        found = measure(targets, level, shape, batch, arguments.repeats, arguments.device, dtype)
+    for depth, shape, dtype, batch, level in itertools.product(arguments.depth, shapes, dtypes, batches, levels):
+        if level == "operator" and depth != arguments.depth[0]:
+            continue  # it is the same for all depths
+        print(f"{level}, ResNet-{depth}, {shape[0]} x {shape[1]}, batch {batch}, {dtype}", flush=True)
+        found = measure(targets, level, shape, batch, arguments.repeats, arguments.device, dtype, depth)
         for target in targets:
             if target.level == level:
                 value = found[target.variant][target.mode][target.quantity]
