@@ -117,9 +117,10 @@ TWO_IMAGES = {
 # The height and width in pixels that a network needs, where it is more than 128.
 SIDES = {
     "dino/dino-4scale_r50_8xb2-12e_coco": 256,
-    "ddod/ddod_r50_fpn_1x_coco": 256,
+    "ddod/ddod_r50_fpn_1x_coco": 512,
     "ssd/ssd300_coco": 300,
     "ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco": 320,
+    "yolact/yolact_r50_1xb8-55e_coco": 512,
 }
 
 

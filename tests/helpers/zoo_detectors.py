@@ -70,6 +70,8 @@ def batch(model: Any, cfg: Any, images: int = 1, height: int = 128, width: int =
     heads = any(key.startswith("mask_") for part in parts(cfg) for key in part)
     with_mask = heads or bool(cfg.data_preprocessor.get("pad_mask"))
     inputs = demo_mm_inputs(images, shapes, **numbers, with_mask=with_mask, with_semantic=True)
+    for sample in inputs["data_samples"]:
+        sample.set_metainfo(dict(scale_factor=(1.0, 1.0)))  # panoptic heads go back to the original size
     if cfg.type == "FastRCNN":
         for sample, proposals in zip(inputs["data_samples"], demo_mm_proposals(shapes, 20), strict=True):
             sample.proposals = proposals.to_instances() if hasattr(proposals, "to_instances") else proposals
@@ -81,6 +83,9 @@ def batch(model: Any, cfg: Any, images: int = 1, height: int = 128, width: int =
 def predictions(model: Any, data: dict[str, Any]) -> list[Tensor]:
     """All tensors of a detector's predictions."""
     model.eval()
+    head = getattr(model, "bbox_head", None)
+    if head is not None and not hasattr(head, "loss_cls"):
+        head.loss_cls = None  # without it MMDetection 3.3's SSD cannot predict
     with torch.no_grad():
         found = model.predict(data["inputs"], copy.deepcopy(data["data_samples"]), rescale=False)
     results: list[Any] = [

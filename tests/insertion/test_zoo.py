@@ -41,6 +41,7 @@ def small(cfg: Any) -> Any:
         part.pop("frozen_stages", None)
         part.update({key: value for key, value in dict(score_thr=0.0, allowed_border=-1).items() if key in part})
         part.update(dict(num=4096) if part.get("type") == "RandomSampler" else {})
+        part.update(dict(neg_pos_ratio=10_000) if "neg_pos_ratio" in part else {})  # SSD's, so that all levels train
         if "nms" in part:
             part.update({key: min(part[key], limit) for key, limit in limits.items() if isinstance(part.get(key), int)})
     return cfg
