@@ -12,6 +12,8 @@ from sa_mmdet.registry import name_of
 
 from .resnet_names import DEPTHS, attention_by_abbreviation, blocks_of
 
+_CHANNELS = 64  # of a ResNet's first layers, unless its config says otherwise
+
 
 def recognise(state: Mapping[str, Tensor], path: str | Path) -> tuple[str, dict[str, Any]]:
     """Find out which backbone a state dict belongs to.
@@ -34,7 +36,11 @@ def recognise(state: Mapping[str, Tensor], path: str | Path) -> tuple[str, dict[
             f"ResNet ({', '.join(map(str, DEPTHS.values()))}): perhaps some of the keys are missing"
         )
     shape: dict[str, Any] = dict(depth=depth)
-    if "stem.0.weight" in state:
+    deep = "stem.0.weight" in state
+    stem = state.get("stem.6.weight" if deep else "conv1.weight")
+    if stem is not None and stem.dim() == 4 and stem.shape[0] != _CHANNELS:
+        shape["base_channels"] = stem.shape[0]
+    if deep:
         shape["deep_stem"] = True
     if "layer1.0.downsample.2.weight" in state or "layer2.0.downsample.2.weight" in state:
         shape["avg_down"] = True

@@ -104,6 +104,7 @@ def test_a_plain_detectors_checkpoint_gives_its_own_detections(tmp_path: Path) -
     cfg = Config.fromfile(DEMO)
     cfg.model.test_cfg.rcnn.score_thr = 0.0
     cfg.model.backbone = dict(type="ResNet", depth=18)
+    cfg.model.neck.in_channels = [64, 128, 256, 512]
     detector: Any = MODELS.build(cfg.model)
     detector.backbone.load_state_dict(trained().state_dict())
     nn.init.normal_(detector.roi_head.bbox_head.fc_cls.weight, std=5)  # an untrained head's scores hardly differ

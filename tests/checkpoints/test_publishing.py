@@ -79,7 +79,7 @@ def test_a_detectors_backbone_under_the_authors_names(checkpoint: Path, tool: To
     for key, value in released.items():
         assert torch.equal(value, before[key.replace("module.", "backbone.")])
     back = convert(file)
-    assert back.backbone == dict(type="SAResNet", depth=18, groups=16)
+    assert back.backbone == dict(type="SAResNet", depth=18, base_channels=32, groups=16)
     assert {f"backbone.{key}" for key in back.state} == {key for key in before if key.startswith("backbone.")}
 
 
