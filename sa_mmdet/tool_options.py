@@ -46,9 +46,27 @@ def add_resamples(parser: argparse.ArgumentParser) -> None:
 
 
 def add_level(parser: argparse.ArgumentParser) -> None:
-    """Add the option --level, the confidence level of the bootstrap's intervals."""
+    """Add the option --level, the confidence level of the intervals."""
     text = "confidence level of the intervals, 0 to 1 (default: %(default)s)"
     parser.add_argument("--level", type=probability, default=0.95, help=text)
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add the option --plan, for the runs and images that it takes to show a difference."""
+    text = "say how many runs or images show a difference of so many points of AP, such as 0.5 (default: do not say it)"
+    parser.add_argument("--plan", type=positive, metavar="POINTS", help=text)
+
+
+def positive(text: str) -> float:
+    """A type for argparse: numbers above 0 and up to 100.
+
+    Raises:
+        argparse.ArgumentTypeError: It is out of this range.
+    """
+    value = float(text)
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 100")
+    return value
 
 
 def seed(text: str) -> int:

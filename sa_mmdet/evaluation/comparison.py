@@ -1,21 +1,24 @@
-"""Differences between several models, with confidence intervals: one call from result files to sentences."""
+"""Differences between several models, with verdicts: one call from result files to sentences."""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from sa_mmdet.coco_format import load_annotations, load_results, tasks_of
 
-from .average_precision import METRICS, TASKS, Evaluation, Floats, evaluate_files
+from .average_precision import METRICS, TASKS, Evaluation, evaluate_files
 from .bootstrap import bootstrap, steps
 from .result_files import check_images
+from .verdicts import Variance, plan, rows, variance, word
 
-# For each metric its 'difference', and 'low' and 'high', the bounds of its confidence interval; -1 to 1.
+# For each metric its 'difference', -1 to 1, 'low' and 'high', the bounds of its confidence interval, 'p', and
+# 'adjusted', the p-value adjusted for the number of variants; both are NaN without two runs of each variant.
 Difference = dict[str, dict[str, float]]
 
 
@@ -28,6 +31,7 @@ class Comparison:
     runs: list[list[Evaluation]]  # for each variant the evaluations of its runs
     means: list[dict[str, float]]  # for each variant its metrics, averaged over its runs
     differences: list[Difference]  # for each variant except the first
+    variances: list[Variance]  # those of the differences of AP
     level: float  # the confidence level of the intervals
 
     @property
@@ -43,29 +47,66 @@ class Comparison:
             for runs in self.runs
         ]
 
-    def sentences(
-        self,
-        metrics: Sequence[str] = ("AP",),
-        interval: str = "interval over the images",
-        with_images: bool = False,
-        with_runs: bool = False,
-    ) -> list[str]:
-        """Describe each difference in one sentence.
+    def sentences(self, metrics: Sequence[str] = ("AP",)) -> list[str]:
+        """Describe each difference in one sentence, which ends with the verdict.
 
         Args:
             metrics: The metrics to describe, of :data:`METRICS`.
-            interval: What the sentences call the interval.
-            with_images: Whether to give the number of images.
-            with_runs: Whether to give the numbers of runs.
+        """
+        return [
+            self._sentence(number, name, metric, explain=metric == metrics[0])
+            for number, name in enumerate(self.variants[1:])
+            for metric in metrics
+        ]
+
+    def _sentence(self, number: int, name: str, metric: str, explain: bool) -> str:
+        found, label = self.differences[number][metric], f"{TASKS[self.task]} {metric}"
+        what = f"{name} - {self.variants[0]}"
+        change, low, high = (100 * found[key] for key in ("difference", "low", "high"))
+        if math.isnan(change):
+            return f"{what}: {label} is undefined, since there are no such objects"
+        own, base = len(self.runs[number + 1]), len(self.runs[0])
+        known = min(own, base) > 1
+        over = "seeds and images" if known else "the images alone"
+        text = f"{what}: {change:+.1f} {label}, {self.level:.0%} interval over {over} {low:+.1f} to {high:+.1f}"
+        if known:
+            text += f", p = {_probability(found['p'])}"
+            if len(self.differences) > 1:
+                text += f" ({_probability(found['adjusted'])} for {len(self.differences)} variants together)"
+        text += f", {self.images} images, {own} against {base} run{'' if base == 1 else 's'}"
+        verdict = word(found, self.level)
+        if explain and not known:
+            verdict += ": a single run does not show what another seed would change; train two or more of each"
+        return f"{text}: {verdict}"
+
+    def plans(self, difference: float) -> list[str]:
+        """Say for each variant what it takes to show a difference of box or mask AP with a probability of 80 %.
+
+        Args:
+            difference: The difference, positive, of AP from 0 to 1.
         """
         found = []
-        for name, runs, row in zip(self.variants[1:], self.runs[1:], self.differences, strict=True):
-            evidence = [f"{self.images} images"] if with_images else []
-            evidence += [f"{len(runs)} against {len(self.runs[0])} runs"] if with_runs else []
-            for metric in metrics:
-                what, label = f"{name} - {self.variants[0]}", f"{TASKS[self.task]} {metric}"
-                found.append(_sentence(what, label, row[metric], f"{self.level:.0%} {interval}", evidence))
+        error = (1 - self.level) / max(1, len(self.variances))
+        for name, own in zip(self.variants[1:], self.variances, strict=True):
+            what = f"{name} - {self.variants[0]}: to show {100 * difference:.1f} {TASKS[self.task]} AP"
+            if math.isnan(own.seed):
+                found.append(f"{what}, train two or more runs of each first: a single one does not show their variance")
+                continue
+            seeds, images = plan(own, difference, error)
+            runs = (
+                f"{seeds} runs of each on these {self.images} images" if seeds else "no number of runs on these images"
+            )
+            rest = (
+                f"or {min(own.runs)} on {images * self.images} images"
+                if images
+                else f"and {min(own.runs)} on no number of images"
+            )
+            found.append(f"{what} in 4 of 5 studies: {runs}, {rest}")
         return found
+
+
+def _probability(value: float) -> str:
+    return "below 0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def compare(
@@ -77,9 +118,10 @@ def compare(
     seed: int = 0,
     show_progress: bool = False,
 ) -> Comparison:
-    """Evaluate result files, and compute the differences between variants with intervals by a paired bootstrap.
+    """Evaluate result files, and compute the differences between variants with intervals over seeds and images.
 
-    All variants are evaluated on the same resamples of the images, so that differences between images cancel.
+    All variants are evaluated on the same resamples of the images, so that what all of them have in common cancels.
+    See :mod:`sa_mmdet.evaluation.verdicts` for the method.
 
     Args:
         annotations: The file of COCO annotations.
@@ -98,50 +140,30 @@ def compare(
     runs = [[next(remaining) for _ in paths] for _, paths in variants]
     means = [{m: float(np.mean([run.points[m] for run in found])) for m in METRICS} for found in runs]
     differences: list[Difference] = []
+    variances: list[Variance] = []
     if len(runs) > 1:
         with tqdm(
             total=steps(flat, resamples), desc=f"{resamples} resamples", leave=False, disable=not show_progress
         ) as bar:
             drawn = iter(bootstrap(flat, resamples, seed, bar.update))
-        samples = [_mean([next(drawn) for _ in found]) for found in runs]
-        differences = [
-            difference(mean, sample, means[0], samples[0], level)
-            for mean, sample in zip(means[1:], samples[1:], strict=True)
+        samples = [[next(drawn) for _ in found] for found in runs]
+        points = [[run.points for run in found] for found in runs]
+        differences = rows(points, samples, flat[0].images, level)
+        of_ap = [
+            (np.array([p["AP"] for p in point]), np.array([d["AP"] for d in draws]))
+            for point, draws in zip(points, samples, strict=True)
         ]
-    return Comparison(task, [name for name, _ in variants], runs, means, differences, level)
+        variances = [variance((own, of_ap[0][0]), (draws, of_ap[0][1]), flat[0].images) for own, draws in of_ap[1:]]
+    return Comparison(task, [name for name, _ in variants], runs, means, differences, variances, level)
 
 
-def difference(
-    points: Mapping[str, float],
-    samples: Mapping[str, Floats],
-    base_points: Mapping[str, float],
-    base_samples: Mapping[str, Floats],
-    level: float = 0.95,
-) -> Difference:
-    """Compute the differences between two variants' metrics, with basic bootstrap intervals.
-
-    AP rises when images repeat, so that resamples lie above the metric of the data set itself, the more the fewer
-    images there are, as this one lies above that of all images that there could be. The basic interval (Davison and
-    Hinkley, Bootstrap Methods and their Application, 1997) takes twice the difference minus the resamples' percentiles,
-    and so corrects for it; percentiles alone would double it.
-
-    Args:
-        points: The variant's metrics, 0 to 1.
-        samples: Its metrics on each resample.
-        base_points: The metrics of the variant that it is compared with.
-        base_samples: That variant's metrics on the same resamples.
-        level: The confidence level of the intervals, between 0 and 1.
-    """
-    tails = 100 * np.array([(1 - level) / 2, (1 + level) / 2])
-    row = {}
-    for name in METRICS:
-        spread = samples[name] - base_samples[name]
-        spread = spread[np.isfinite(spread)]
-        point = points[name] - base_points[name]
-        ends = 2 * point - np.percentile(spread, tails[::-1]) if len(spread) else (math.nan, math.nan)
-        low, high = (float(np.clip(end, -1, 1)) for end in ends)
-        row[name] = dict(difference=point, low=low, high=high)
-    return row
+def without_nan(value: Any) -> Any:
+    """The value with None for every NaN in its dictionaries and lists, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def common_tasks(annotations: str | Path, results: Sequence[str | Path]) -> tuple[list[str], list[str]]:
@@ -168,16 +190,3 @@ def common_tasks(annotations: str | Path, results: Sequence[str | Path]) -> tupl
     if not tasks:
         raise ValueError("some result files have only boxes and others only masks: there is nothing to compare")
     return tasks, doubts
-
-
-def _mean(samples: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
-    return {name: np.mean([sample[name] for sample in samples], 0) for name in METRICS}
-
-
-def _sentence(what: str, metric: str, row: Mapping[str, float], interval: str, evidence: Sequence[str]) -> str:
-    change, low, high = (100 * row[key] for key in ("difference", "low", "high"))
-    if math.isnan(change):
-        return f"{what}: {metric} is undefined, since there are no such objects"
-    verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that these images show"
-    spread = ", ".join([f"{low:+.1f} to {high:+.1f}", *evidence])
-    return f"{what}: {change:+.1f} {metric}, {interval} {spread}: {verdict}"

@@ -29,20 +29,26 @@ def build_report(
     resamples: int = 1000,
     images: int = 6,
     command: str = "",
+    baseline: str | None = None,
 ) -> str:
     """Build the page.
 
     Args:
-        runs: The trainings; their variants are compared with that of the first.
+        runs: The trainings.
         skipped: Notes about work directories that are not in the report.
         speed: The content of the benchmark tool's JSON file; without it there is no section about speed.
         resamples: The number of the bootstrap's resamples.
         images: The number of images in the gallery.
         command: The command that made the page, which the page shows.
+        baseline: The variant that the others are compared with; by default the first without attention, or the first.
 
     Returns:
         The page as HTML.
+
+    Raises:
+        ValueError: No run is of the variant that ``baseline`` names.
     """
+    runs = _baseline_first(runs, baseline)
     comparisons, notes = _compare(runs, resamples, images)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -60,6 +66,17 @@ def build_report(
         comparisons=comparisons,
         provenance=[dict(run=run.name, config=run.cfg.pretty_text, **run.provenance) for run in runs],
     )
+
+
+def _baseline_first(runs: Sequence[Run], baseline: str | None) -> list[Run]:
+    if baseline is None:
+        chosen = next((run.variant for run in runs if run.attention == "none"), runs[0].variant)
+    else:
+        chosen = baseline
+        if all(run.variant != baseline for run in runs):
+            known = ", ".join(dict.fromkeys(run.variant for run in runs))
+            raise ValueError(f"baseline={baseline!r} is none of the variants: choose one of {known}")
+    return sorted(runs, key=lambda run: run.variant != chosen)
 
 
 def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -105,7 +122,7 @@ def _compare_task(
     shown, notes = gallery(annotations, firsts, task, images) if images else ([], [])
     compared = dict(
         task=TASKS[task],
-        sentences=found.sentences(with_images=True, with_runs=True),
+        sentences=found.sentences(),
         precision=precision_by_recall(found),
         classes=_class_table(found),
         gallery=shown,

@@ -95,7 +95,7 @@ def test_the_page_contains_metrics_significance_speed_and_images(work_dirs: list
     text = page.read_text()
     sentence = r"Faster R-CNN ResNet-50 SA - Faster R-CNN ResNet-50 none: \+[\d.]+ box AP, 95% interval over the images"
     assert re.search(sentence, text)
-    assert "20 images, 1 against 1 runs: better" in text
+    assert "20 images, 1 against 1 run: not told apart" in text
     # The paper's metrics, each followed by ours of the last epoch.
     row = re.search(r"<td>Faster R-CNN</td><td>ResNet-50</td><td>SA</td><td>1</td><td>(.*?)</td></tr>", text)
     assert row is not None
@@ -158,3 +158,17 @@ def test_unfinished_work_dirs_and_invalid_results_are_named(work_dirs: list[Path
     text = (tmp_path / "out.html").read_text()
     assert "entry 0 names the image 99, which the annotations do not have" in text
     assert "interval over the images" not in text
+
+
+def test_the_baseline_is_the_variant_without_attention_or_the_named_one(
+    work_dirs: list[Path], tool: Tool, tmp_path: Path
+) -> None:
+    arguments = (*reversed(work_dirs), "--out", tmp_path / "report.html", "--resamples", 10, "--images", 0)
+    assert tool(TOOL, *arguments)[0] == 0
+    plain, sa = (f"Faster R-CNN ResNet-50 {name}" for name in ("none", "SA"))
+    assert f"{sa} - {plain}: " in (tmp_path / "report.html").read_text()
+    assert tool(TOOL, *arguments, "--baseline", sa)[0] == 0
+    assert f"{plain} - {sa}: " in (tmp_path / "report.html").read_text()
+    status, _, errors = tool(TOOL, *arguments, "--baseline", "SA")
+    assert status == 1
+    assert f"baseline='SA' is none of the variants: choose one of {sa}, {plain}" in errors

@@ -150,7 +150,7 @@ def test_a_test_may_have_several_evaluators(
     runs.evaluator, configs = key, small(text)
     status, printed, errors = tool(TOOL, *configs, "--seeds", 0, "--work-dir", tmp_path / "work", "--resamples", 5)
     assert status == 0, errors
-    assert "better" in printed
+    assert "not told apart" in printed
     other = ("--cfg-options", f"{key}.ann_file=none.json")
     status, _, errors = tool(TOOL, *configs, "--seeds", 1, "--work-dir", tmp_path / "work", *other)
     assert status == 1

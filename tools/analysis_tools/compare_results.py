@@ -1,7 +1,8 @@
-"""Compare COCO result files on the same images: the differences to the first one, with paired-bootstrap intervals.
+"""Compare COCO result files on the same images: the differences to the first variant, with intervals and verdicts.
 
 test.py writes result files PREFIX.bbox.json and PREFIX.segm.json with --cfg-options
-test_evaluator.outfile_prefix=PREFIX.
+test_evaluator.outfile_prefix=PREFIX. Files that --names gives the same name are runs of one variant with several seeds.
+A verdict needs two runs of each variant, since another seed changes the metrics, too.
 """
 
 import argparse
@@ -10,10 +11,10 @@ import sys
 from typing import Any
 
 from sa_mmdet.atomic_write import atomic_write_text, check_folder
-from sa_mmdet.evaluation import METRICS, TASKS, Comparison, common_tasks, compare
+from sa_mmdet.evaluation import METRICS, TASKS, Comparison, common_tasks, compare, without_nan
 from sa_mmdet.evaluation.plots import plot_intervals
 from sa_mmdet.evaluation.result_files import names_of
-from sa_mmdet.tool_options import add_level, add_resamples, seed
+from sa_mmdet.tool_options import add_level, add_plan, add_resamples, seed
 
 COLUMN = 8  # characters
 
@@ -28,13 +29,14 @@ def print_table(found: Comparison) -> None:
 def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", help="COCO annotations of the images")
-    parser.add_argument("results", nargs="+", help="COCO result files; the others are compared with the first")
+    parser.add_argument("results", nargs="+", help="COCO result files; the first is of the variant to compare with")
     parser.add_argument(
         "--names",
         nargs="+",
-        help="names to print for the result files (default: the files' own names, or their folders' where "
-        "these are the same)",
+        help="the variant of each result file, such as none none SA SA (default: the files' own names, or their "
+        "folders' where these are the same)",
     )
+    add_plan(parser)
     add_resamples(parser)
     add_level(parser)
     parser.add_argument("--seed", type=seed, default=0, help="seed of the draws (default: %(default)s)")
@@ -50,28 +52,40 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     arguments, names = parse()
     comparisons = []
-    written: dict[str, Any] = dict(command=sys.argv[1:], names=names, seed=arguments.seed, tasks={})
+    written: dict[str, Any] = dict(
+        command=sys.argv[1:], names=list(dict.fromkeys(names)), seed=arguments.seed, tasks={}
+    )
     try:
         check_folder(arguments.json)
         check_folder(arguments.png)
         tasks, doubts = common_tasks(arguments.annotations, arguments.results)
         print(*doubts, sep="\n", end="\n" if doubts else "")
-        files = [(name, [path]) for name, path in zip(names, arguments.results, strict=True)]
+        files: dict[str, list[str]] = {}
+        for name, path in zip(names, arguments.results, strict=True):
+            files.setdefault(name, []).append(path)
         for task in tasks:
             found = compare(
-                arguments.annotations, files, task, arguments.resamples, arguments.level, arguments.seed, True
+                arguments.annotations,
+                list(files.items()),
+                task,
+                arguments.resamples,
+                arguments.level,
+                arguments.seed,
+                True,
             )
             print_table(found)
             written["tasks"][task] = dict(points=found.means)
             if found.differences:
-                print("\n".join(found.sentences(METRICS, interval="interval", with_images=True)))
+                print(*found.sentences(METRICS), sep="\n")
+                if arguments.plan is not None:
+                    print(*found.plans(arguments.plan / 100), sep="\n")
                 written["tasks"][task]["differences"] = found.differences
             written["images"] = found.images
             comparisons.append(found)
         written |= dict(level=arguments.level, resamples=arguments.resamples)
         if arguments.json:
-            atomic_write_text(arguments.json, json.dumps(written, indent=2))
-        if arguments.png and len(names) > 1:
+            atomic_write_text(arguments.json, json.dumps(without_nan(written), indent=2))
+        if arguments.png and len(files) > 1:
             plot_intervals(arguments.png, comparisons)
     except (OSError, ValueError) as error:
         sys.exit(f"compare_results: {error}")

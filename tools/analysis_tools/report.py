@@ -1,7 +1,7 @@
 """Write a report on several trainings as one HTML page: metrics beside the paper's, curves, significance, and images.
 
-The variant of the first work directory is the one that the others are compared with. Significance and images need
-results.bbox.json in the work directories, which run_comparison.py writes.
+All variants are compared with the one without attention, or with the one that --baseline names. Verdicts and images
+need results.bbox.json in the work directories, which run_comparison.py writes.
 """
 
 import argparse
@@ -23,6 +23,12 @@ def parse() -> argparse.Namespace:
         "--out", type=Path, default=Path("report.html"), help="the page to write (default: %(default)s)"
     )
     parser.add_argument("--speed", help="JSON file that benchmark.py wrote with --json (default: none)")
+    parser.add_argument(
+        "--baseline",
+        metavar="VARIANT",
+        help="what the others are compared with, such as 'RetinaNet ResNet-50 SE' (default: the first variant without "
+        "attention)",
+    )
     add_resamples(parser)
     parser.add_argument(
         "--images",
@@ -50,7 +56,8 @@ def main() -> None:
         check_folder(arguments.out)
         speed = read_json(arguments.speed) if arguments.speed else None
         command = shlex.join(["python", "tools/analysis_tools/report.py", *sys.argv[1:]])
-        page = build_report(runs, skipped, speed, arguments.resamples, arguments.images, command)
+        options = (arguments.resamples, arguments.images, command, arguments.baseline)
+        page = build_report(runs, skipped, speed, *options)
         atomic_write_text(arguments.out, page)
     except (OSError, ValueError) as error:
         sys.exit(f"report: {error}")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sa_mmdet.atomic_write import atomic_write_text
-from sa_mmdet.evaluation import METRICS, TASKS, Comparison, compare
+from sa_mmdet.evaluation import METRICS, TASKS, Comparison, compare, without_nan
 from sa_mmdet.evaluation.evaluators import annotations_of, effective_config
 from sa_mmdet.evaluation.trainings import train_and_test
-from sa_mmdet.tool_options import add_level, add_resamples, seed
+from sa_mmdet.tool_options import add_level, add_plan, add_resamples, seed
 
 
 def print_table(found: Comparison, seeds: int) -> None:
@@ -55,6 +55,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         "--seeds", nargs="+", type=seed, default=[0, 1, 2], help="one run per config and seed (default: 0 1 2)"
     )
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for all runs (required)")
+    add_plan(parser)
     add_resamples(parser)
     add_level(parser)
     parser.add_argument(
@@ -88,8 +89,10 @@ def main() -> None:
             if files[0][1][0].is_file():
                 found = compare(annotations, files, task, arguments.resamples, arguments.level, show_progress=True)
                 print_table(found, len(arguments.seeds))
+                if arguments.plan is not None:
+                    print(*found.plans(arguments.plan / 100), sep="\n")
                 written["tasks"][task] = as_json(found)
-        atomic_write_text(arguments.work_dir / "comparison.json", json.dumps(written, indent=2))
+        atomic_write_text(arguments.work_dir / "comparison.json", json.dumps(without_nan(written), indent=2))
     except (OSError, ValueError) as error:
         sys.exit(f"run_comparison: {error}")
     print(arguments.work_dir / "comparison.json")
