@@ -13,7 +13,7 @@ from pathlib import Path
 from .output import fail, say
 from .settings import Settings
 
-NEWEST_TRIED = (3, 13)
+NEWEST_TRIED = (3, 14)
 FREE_GB = 4  # an environment with PyTorch for CPUs takes 2.5; pip needs more while it unpacks
 
 # For each family of systems the command that installs packages, and those with Python's headers, venv, and a compiler.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from . import distributed, old_torch, own_folder, quiet, strict_reading, torchvision_names
+from . import distributed, new_python, old_torch, own_folder, quiet, strict_reading, torchvision_names
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,13 @@ ON_IMPORT = (
         "every MMEngine so far, where torchvision is not installed",
         torchvision_names.resolve_torchvision_names,
         torchvision_names.torchvision_is_missing,
+    ),
+    Repair(
+        "pkgutil.find_loader",
+        "Python 3.14 removed it; MMEngine's runners and mmcv look for mmcv's operators with it",
+        "every MMEngine and mmcv so far, with Python 3.14",
+        new_python.restore_find_loader,
+        new_python.find_loader_is_missing,
     ),
     Repair(
         "launchers without a GPU",

@@ -1,14 +1,17 @@
 """Which repairs are applied when, and what `python -m sa_mmdet` says about them."""
 
+import importlib.util
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from mmengine.utils.dl_utils.misc import mmcv_full_available
 from places import CONFIGS
 
 from sa_mmdet import __version__
-from sa_mmdet.compat import Repair, active, apply
+from sa_mmdet.compat import Repair, active, apply, new_python
 
 
 def test_a_repair_is_applied_once_and_only_where_it_is_needed() -> None:
@@ -75,3 +78,15 @@ def test_loading_configs_does_not_warn_of_pkg_resources() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "pkg_resources" not in result.stderr
+
+
+def test_mmengine_finds_mmcvs_operators_where_python_has_no_find_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(pkgutil, "find_loader", raising=False)  # as in Python 3.14
+    assert new_python.find_loader_is_missing()
+    with pytest.raises(AttributeError):
+        mmcv_full_available()
+    monkeypatch.setattr(pkgutil, "find_loader", None, raising=False)  # so that it is taken away again
+    new_python.restore_find_loader()
+    assert not new_python.find_loader_is_missing()
+    assert mmcv_full_available() == (importlib.util.find_spec("mmcv._ext") is not None)
+    assert pkgutil.find_loader("no_such_module") is None  # type: ignore[attr-defined,unused-ignore]
