@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .benchmark_steps import DEPTHS, FOLDED, LEVELS, PLAIN, VARIANTS, Step, copy_step, make_step
+from .benchmark_steps import DEPTHS, FOLDED, IN_ONNX_RUNTIME, LEVELS, PLAIN, VARIANTS, Step, copy_step, make_step
 from .memory import keep_freed_memory, peak_memory
 
 # The smallest number of times that a tensor of x's size is read or written. Inference: x for the statistics, then x,
@@ -59,7 +59,7 @@ def benchmark(
     Raises:
         ValueError: The level, a variant, the dtype or the depth is unknown, or a number is below 1.
     """
-    _check_options(level, variants, repeats, batch, dtype, depth)
+    _check_options(level, variants, repeats, batch, device, dtype, depth)
     variants = [PLAIN, *(variant for variant in variants if variant != PLAIN)]
     results: dict[str, Any] = {variant: {} for variant in variants}
     if memory:
@@ -116,7 +116,9 @@ def _statistics(own: list[float], plain: list[float]) -> dict[str, Any]:
     )
 
 
-def _check_options(level: str, variants: list[str], repeats: int, batch: int, dtype: str, depth: int) -> None:
+def _check_options(
+    level: str, variants: list[str], repeats: int, batch: int, device: str, dtype: str, depth: int
+) -> None:
     choices: dict[str, tuple[Any, tuple]] = dict(
         level=(level, LEVELS), dtype=(dtype, ("float32", "float16", "bfloat16")), depth=(depth, DEPTHS)
     )
@@ -126,6 +128,12 @@ def _check_options(level: str, variants: list[str], repeats: int, batch: int, dt
     unknown = [variant for variant in variants if variant not in VARIANTS]
     if unknown:
         raise ValueError(f"unknown variants {', '.join(unknown)}: choose from {', '.join(VARIANTS)}")
+    for variant in variants:
+        if variant.endswith(IN_ONNX_RUNTIME) and (level, device, dtype) != ("backbone", "cpu", "float32"):
+            raise ValueError(
+                f"{variant!r} is measured for a backbone on the CPU in float32 alone, not for level {level} on "
+                f"{device} in {dtype}: leave it out"
+            )
     if repeats < 1 or batch < 1:
         raise ValueError(f"repeats={repeats} and batch={batch} must be at least 1")
 

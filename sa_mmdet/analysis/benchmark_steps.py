@@ -25,7 +25,7 @@ from sa_mmdet.registry import register
 LEVELS = ("operator", "backbone", "detector")
 DEPTHS = (50, 101)
 PLAIN = "plain"
-_IN_ONNX_RUNTIME = "-onnxruntime"
+IN_ONNX_RUNTIME = "-onnxruntime"
 # For inference alone: the plain network and SA-Net with their batch norms folded into the convolutions, in PyTorch and
 # in ONNX Runtime.
 FOLDED = ("folded", "baked", "folded-onnxruntime", "baked-onnxruntime")
@@ -119,7 +119,7 @@ def make_step(
     model.train(mode == "training")
     if variant.startswith("folded"):
         fuse_conv_bn(model)
-    if variant.endswith(_IN_ONNX_RUNTIME):
+    if variant.endswith(IN_ONNX_RUNTIME):
         return _in_onnx_runtime(model, shape, batch)
     function = torch.compile(model) if variant.endswith("-compile") else model
     image = torch.randn(batch, 3, *shape, device=device)

@@ -55,8 +55,7 @@ class FusedBottleneck(Bottleneck):
         out = self.forward_plugin(out, self._plugins_after("conv2"))
         out = self.conv3(out)
         identity, identity_norm = self._identity(x, by_compiled=backends.obstacle_to_compiled(out) is None)
-        norm = NO_NORM if isinstance(self.norm3, nn.Identity) else _eval_norm(self.norm3)
-        end = BlockEnd(out, identity, norm, identity_norm, self.keep_inputs)
+        end = BlockEnd(out, identity, _eval_norm(self.norm3), identity_norm, self.keep_inputs)
         names = self._plugins_after("conv3")
         attention: Any = getattr(self, names[0]) if names else None
         return end.gated() if attention is None else attention.forward_end(end)
@@ -148,6 +147,8 @@ def _obstacle_in_norm(name: str, norm: Any) -> str | None:
 
 
 def _eval_norm(norm: Any) -> EvalNorm:
+    if type(norm) is nn.Identity:
+        return NO_NORM
     return EvalNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
 
 

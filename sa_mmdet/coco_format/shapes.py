@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 
 from sa_mmdet.atomic_write import atomic_write
 
+VERSION = 2  # of the drawing; count it up where the same seed gives other images, so that no older folder is taken
 CLASSES = ("circle", "triangle", "square")
 WIDTH, HEIGHT = 480, 384  # pixels
 GRAIN = 3  # pixels, the side of the noise's squares
@@ -36,7 +37,7 @@ def make_shapes(root: str | Path, sizes: dict[str, int], seed: int = 0) -> None:
     for split, number in sizes.items():
         if number < 1:
             raise ValueError(f"{split}={number}: a split needs at least one image")
-    recipe = json.dumps(dict(sizes=sizes, seed=seed), sort_keys=True)
+    recipe = json.dumps(dict(sizes=sizes, seed=seed, version=VERSION), sort_keys=True)
     marker = root / "recipe.json"
     if root.exists():
         if marker.is_file() and marker.read_text() == recipe:

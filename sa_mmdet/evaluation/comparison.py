@@ -15,7 +15,7 @@ from sa_mmdet.coco_format import load_annotations, load_results, tasks_of
 from .average_precision import METRICS, TASKS, Evaluation, evaluate_files
 from .bootstrap import bootstrap, steps
 from .result_files import check_images
-from .verdicts import Variance, plan, rows, variance, word
+from .verdicts import Variance, plan, rows, word
 
 # For each metric its 'difference', -1 to 1, 'low' and 'high', the bounds of its confidence interval, 'p', and
 # 'adjusted', the p-value adjusted for the number of variants; both are NaN without two runs of each variant.
@@ -31,7 +31,7 @@ class Comparison:
     runs: list[list[Evaluation]]  # for each variant the evaluations of its runs
     means: list[dict[str, float]]  # for each variant its metrics, averaged over its runs
     differences: list[Difference]  # for each variant except the first
-    variances: list[Variance]  # those of the differences of AP
+    variances: list[dict[str, Variance]]  # those of the differences
     level: float  # the confidence level of the intervals
 
     @property
@@ -87,7 +87,10 @@ class Comparison:
         """
         found = []
         error = (1 - self.level) / max(1, len(self.variances))
-        for name, own in zip(self.variants[1:], self.variances, strict=True):
+        for name, variances, own_difference in zip(self.variants[1:], self.variances, self.differences, strict=True):
+            if math.isnan(own_difference["AP"]["difference"]):
+                continue
+            own = variances["AP"]
             what = f"{name} - {self.variants[0]}: to show {100 * difference:.1f} {TASKS[self.task]} AP"
             if math.isnan(own.seed):
                 found.append(f"{what}, train two or more runs of each first: a single one does not show their variance")
@@ -140,7 +143,7 @@ def compare(
     runs = [[next(remaining) for _ in paths] for _, paths in variants]
     means = [{m: float(np.mean([run.points[m] for run in found])) for m in METRICS} for found in runs]
     differences: list[Difference] = []
-    variances: list[Variance] = []
+    variances: list[dict[str, Variance]] = []
     if len(runs) > 1:
         with tqdm(
             total=steps(flat, resamples), desc=f"{resamples} resamples", leave=False, disable=not show_progress
@@ -148,12 +151,7 @@ def compare(
             drawn = iter(bootstrap(flat, resamples, seed, bar.update))
         samples = [[next(drawn) for _ in found] for found in runs]
         points = [[run.points for run in found] for found in runs]
-        differences = rows(points, samples, flat[0].images, level)
-        of_ap = [
-            (np.array([p["AP"] for p in point]), np.array([d["AP"] for d in draws]))
-            for point, draws in zip(points, samples, strict=True)
-        ]
-        variances = [variance((own, of_ap[0][0]), (draws, of_ap[0][1]), flat[0].images) for own, draws in of_ap[1:]]
+        differences, variances = rows(points, samples, flat[0].images, level)
     return Comparison(task, [name for name, _ in variants], runs, means, differences, variances, level)
 
 

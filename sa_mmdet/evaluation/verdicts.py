@@ -68,10 +68,18 @@ def variance(runs: Sequence[Floats], draws: Sequence[Floats], count: int) -> Var
 
     Args:
         runs: For each of the two variants the metric of its runs (S).
-        draws: For each of the two variants the metric of its runs on each of B resamples (S x B), finite.
+        draws: For each of the two variants the metric of its runs on each of B resamples (S x B); resamples in which
+            it is undefined, for want of objects, do not count.
         count: N, the number of images.
+
+    Returns:
+        The parts; all are NaN if the metric is undefined on all resamples.
     """
     sizes = (len(runs[0]), len(runs[1]))
+    finite = np.isfinite(draws[0]).all(0) & np.isfinite(draws[1]).all(0)
+    if not finite.any():
+        return Variance(math.nan, math.nan, math.nan, count, sizes)
+    draws = [own[:, finite] for own in draws]
     spread = draws[0].mean(0) - draws[1].mean(0)
     images = float(spread.var(ddof=1)) if len(spread) > 1 else 0.0
     freedom = sum(sizes) - 2
@@ -86,13 +94,12 @@ def variance(runs: Sequence[Floats], draws: Sequence[Floats], count: int) -> Var
     return Variance(seed, shared, images, count, sizes)
 
 
-def row(runs: Sequence[Floats], draws: Sequence[Floats], count: int, level: float) -> dict[str, float]:
+def row(runs: Sequence[Floats], found: Variance, level: float) -> dict[str, float]:
     """The difference of a metric between two variants, with its interval and p-value.
 
     Args:
         runs: For each of the two variants the metric of its runs (S); those of the second are subtracted.
-        draws: For each of the two variants the metric of its runs on each of B resamples (S x B).
-        count: N, the number of images.
+        found: What :func:`variance` returns for them.
         level: The confidence level of the interval, between 0 and 1.
 
     Returns:
@@ -100,10 +107,8 @@ def row(runs: Sequence[Floats], draws: Sequence[Floats], count: int, level: floa
         and there is no p-value, which is NaN.
     """
     difference = float(np.mean(runs[0]) - np.mean(runs[1]))
-    finite = np.isfinite(draws[0]).all(0) & np.isfinite(draws[1]).all(0)
-    if math.isnan(difference) or not finite.any():
+    if math.isnan(difference) or math.isnan(found.images):
         return dict(difference=difference, low=math.nan, high=math.nan, p=math.nan)
-    found = variance(runs, [own[:, finite] for own in draws], count)
     if math.isnan(found.seed):
         half = math.sqrt(found.images) * float(stats.norm.ppf((1 + level) / 2))
         p = math.nan
@@ -116,7 +121,7 @@ def row(runs: Sequence[Floats], draws: Sequence[Floats], count: int, level: floa
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm 1979), so that all verdicts of a comparison together hold.
+    """Adjust p-values for their number (Holm 1979): any of the verdicts on one metric is false with the level's error.
 
     Args:
         values: The p-values; those that are NaN stay so and do not count.
@@ -193,25 +198,30 @@ def rows(
     draws: Sequence[Sequence[Mapping[str, Floats]]],
     count: int,
     level: float,
-) -> list[dict[str, dict[str, float]]]:
-    """For each variant but the first and each metric what :func:`row` returns, with the adjusted p-value.
+) -> tuple[list[dict[str, dict[str, float]]], list[dict[str, Variance]]]:
+    """For each variant but the first and each metric what :func:`row` and :func:`variance` return.
 
     Args:
         runs: For each variant the metrics of its runs.
         draws: For each variant the metrics of its runs on the same resamples.
         count: N, the number of images.
         level: The confidence level, between 0 and 1.
+
+    Returns:
+        The rows, each with the p-value that is adjusted for the number of variants as 'adjusted', and the variances.
     """
 
     def values(variant: int, name: str) -> tuple[Floats, Floats]:
         return np.array([run[name] for run in runs[variant]]), np.array([run[name] for run in draws[variant]])
 
     found: list[dict[str, dict[str, float]]] = [{} for _ in runs[1:]]
+    variances: list[dict[str, Variance]] = [{} for _ in runs[1:]]
     for name in METRICS:
         base, base_draws = values(0, name)
-        for number, own in enumerate(found, 1):
+        for number, (own, parts) in enumerate(zip(found, variances, strict=True), 1):
             points, samples = values(number, name)
-            own[name] = row((points, base), (samples, base_draws), count, level)
+            parts[name] = variance((points, base), (samples, base_draws), count)
+            own[name] = row((points, base), parts[name], level)
         for own, adjusted in zip(found, holm([own[name]["p"] for own in found]), strict=True):
             own[name]["adjusted"] = adjusted
-    return found
+    return found, variances

@@ -51,6 +51,15 @@ def test_the_operator_has_no_folded_norms() -> None:
         benchmark("operator", (64, 64), 1, ["folded"], repeats=1, memory=False)
 
 
+@pytest.mark.parametrize("other", [dict(level="detector"), dict(dtype="float16"), dict(device="cuda")])
+def test_onnx_runtime_measures_nothing_under_another_name(other: dict[str, str]) -> None:
+    options: Any = dict(level="backbone", shape=(64, 64), batch=1, variants=["folded-onnxruntime"], repeats=1) | other
+    with pytest.raises(
+        ValueError, match=f"a backbone on the CPU in float32 alone, not for .*{next(iter(other.values()))}"
+    ):
+        benchmark(**options, memory=False)
+
+
 def test_the_published_variant_is_shuffle_attention() -> None:
     torch.manual_seed(0)
     published = PublishedShuffleAttention(32, groups=4).double()

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import cv2
@@ -41,3 +42,13 @@ def test_bad_input_is_refused(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="remove it or name another"):
         make_shapes(shapes, dict(train=1, val=1))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_an_older_generator_is_not_taken(tmp_path: Path) -> None:
+    make_shapes(tmp_path / "shapes", dict(train=1))
+    recipe = tmp_path / "shapes" / "recipe.json"
+    written = json.loads(recipe.read_text())
+    del written["version"]  # as the first generator wrote it, whose images were smaller
+    recipe.write_text(json.dumps(written, sort_keys=True))
+    with pytest.raises(FileExistsError, match="remove it or name another"):
+        make_shapes(tmp_path / "shapes", dict(train=1))

@@ -118,7 +118,7 @@ def test_intervals_contain_a_true_difference_and_are_zero_for_equal_results() ->
     found = [detections(truth, noise) for noise in (0.1, 0.03)]
     evaluations = [evaluate(coco, entries, "bbox") for entries in (found[0], found[1], found[0])]
     samples = bootstrap(evaluations, 200, seed=0)
-    better, same = rows([[e.points] for e in evaluations], [[sample] for sample in samples], 60, 0.95)
+    (better, same), _ = rows([[e.points] for e in evaluations], [[sample] for sample in samples], 60, 0.95)
     assert 0 < better["AP"]["low"] < better["AP"]["difference"] < better["AP"]["high"]
     assert [same["AP"][key] for key in ("difference", "low", "high")] == [0, 0, 0]
     assert all(word(row["AP"], 0.95) == OPEN for row in (better, same))  # one run of each

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ IMAGES = 87
 DRAWS = 200
 
 
+def judged(runs: Sequence[Any], draws: Sequence[Any], images: int) -> dict[str, float]:
+    return row(runs, variance(runs, draws, images), 0.95)
+
+
 class World:
     """Runs of several variants on the same images, with known variances; all values are AP from 0 to 1.
 
@@ -26,10 +31,11 @@ class World:
         seed: The standard deviation of a run's AP from seed to seed, on all images that there could be.
         luck: The standard deviation of what a run's AP differs by on these images.
         taste: The standard deviation of what a variant's AP differs by on these images, whatever the seed.
+        others: How many times as much the runs of all variants but the first scatter.
     """
 
-    def __init__(self, seed: float, luck: float, taste: float):
-        self.seed, self.luck, self.taste = seed, luck, taste
+    def __init__(self, seed: float, luck: float, taste: float, others: float = 1):
+        self.seed, self.luck, self.taste, self.others = seed, luck, taste, others
         self.generator = np.random.default_rng(0)
 
     def study(self, variants: int, seeds: int, difference: float = 0) -> list[dict[str, float]]:
@@ -39,10 +45,11 @@ class World:
         runs, draws = [], []
         for number in range(variants):
             centre = 0.4 + difference * (number > 0) + normal(0, self.taste)
-            runs.append(centre + normal(0, math.hypot(self.seed, self.luck), seeds))
-            changes = common + normal(0, self.taste, DRAWS) + normal(0, self.luck, (seeds, DRAWS))
+            scatter = self.others if number else 1
+            runs.append(centre + scatter * normal(0, math.hypot(self.seed, self.luck), seeds))
+            changes = common + normal(0, self.taste, DRAWS) + scatter * normal(0, self.luck, (seeds, DRAWS))
             draws.append(runs[-1][:, None] + changes)
-        found = [row((runs[i], runs[0]), (draws[i], draws[0]), IMAGES, 0.95) for i in range(1, variants)]
+        found = [judged((runs[i], runs[0]), (draws[i], draws[0]), IMAGES) for i in range(1, variants)]
         return [own | dict(adjusted=value) for own, value in zip(found, holm([own["p"] for own in found]), strict=True)]
 
     def rates(self, variants: int, seeds: int, studies: int) -> tuple[float, float]:
@@ -56,6 +63,8 @@ class World:
 # Seeds that differ on all images, and runs that differ by their luck with these images alone; variants that differ on
 # these images too, or not at all.
 WORLDS = {"alike": (0.0040, 0.0026, 0.0), "tastes": (0.0040, 0.0026, 0.0020), "luck": (0.0020, 0.0040, 0.0030)}
+# The method takes variants to scatter alike; these do not.
+UNEVEN = (0.0040, 0.0026, 0.0020, 2.0)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -79,6 +88,15 @@ def test_calibration(world: str, seeds: int, variants: int) -> None:
         assert 0.93 <= held <= 0.97
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("variants", [2, 6])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_variants_that_scatter_unevenly(seeds: int, variants: int) -> None:
+    false, held = World(*UNEVEN).rates(variants, seeds, 4000)
+    print(f"\n| uneven | {seeds} | {variants} | {100 * false:.1f} | {100 * held:.1f} |")
+    assert 0.02 <= false <= 0.12
+
+
 def test_true_differences_are_found_and_a_single_run_never_judges() -> None:
     world = World(*WORLDS["tastes"])
     found = [word(world.study(2, 5, 0.02)[0], 0.95) for _ in range(50)]
@@ -87,7 +105,7 @@ def test_true_differences_are_found_and_a_single_run_never_judges() -> None:
     found = [word(world.study(2, 5, -0.02)[0], 0.95) for _ in range(50)]
     assert found.count(WORSE) >= 48
     assert {word(world.study(2, 1, 0.5)[0], 0.95) for _ in range(20)} == {OPEN}
-    one_sided = row((np.array([0.5]), np.array([0.1, 0.1, 0.1])), (np.full((1, 9), 0.5), np.full((3, 9), 0.1)), 9, 0.95)
+    one_sided = judged((np.array([0.5]), np.array([0.1, 0.1, 0.1])), (np.full((1, 9), 0.5), np.full((3, 9), 0.1)), 9)
     assert math.isnan(one_sided["p"])
 
 
@@ -116,6 +134,21 @@ def test_the_parts_of_the_variance() -> None:
     found = variance([arm[:, 0] for arm in arms], arms, 50)
     assert found.seed_and_images == pytest.approx(luck**2, rel=0.05)
     assert found.images == pytest.approx(2 * taste**2, rel=0.1)
+
+
+def test_resamples_without_objects_do_not_count() -> None:
+    """A class of a single image is missing in a third of all resamples, which have no AP then."""
+    generator = np.random.default_rng(3)
+    runs = [generator.normal(0.5, 0.01, 3) for _ in range(2)]
+    draws = [generator.normal(0.5, 0.01, (3, 90)) for _ in range(2)]
+    whole = variance(runs, draws, 50)
+    with_gaps = [np.concatenate([own, np.full((3, 45), np.nan)], 1) for own in draws]
+    assert variance(runs, with_gaps, 50) == whole
+    assert plan(whole, 0.02, 0.05)[0] is not None
+    undefined = variance(runs, [np.full((3, 9), np.nan)] * 2, 50)
+    found = row(runs, undefined, 0.95)
+    assert math.isnan(found["p"])
+    assert math.isnan(found["low"])
 
 
 def test_holm_beside_its_definition() -> None:
