@@ -130,7 +130,7 @@ INLINE void masked_sums_row(
 }
 
 // The functions that are compiled for several processors must not be templates.
-#define ROWS(CLONED, T, A, SUFFIX)                                                                                   \
+#define POINTWISE_ROWS(CLONED, T, A, SUFFIX)                                                                                   \
   CLONED void norm_relu_##SUFFIX(const T* x, T* out, int64_t length, A scale, A shift, A* difference) {                             \
     norm_relu_row<T, A>(x, out, length, scale, shift, difference);                                                               \
   }                                                                                                                  \
@@ -170,7 +170,7 @@ INLINE void masked_sums_row(
   }                                                                                                                  \
   CLONED void mean_##SUFFIX(const T* x, int64_t length, A* mean) { *mean = mean_of_row<T, A>(x, length); }           \
   template <>                                                                                                        \
-  struct Rows<T> {                                                                                                   \
+  struct PointwiseRows<T> {                                                                                                   \
     static constexpr auto norm_relu = norm_relu_##SUFFIX;                                                            \
     static constexpr auto norm_relu_backward = norm_relu_backward_##SUFFIX;                                          \
     static constexpr auto residual = residual_##SUFFIX;                                                              \
@@ -180,11 +180,11 @@ INLINE void masked_sums_row(
   };
 
 template <typename T>
-struct Rows;
-ROWS(CLONES, float, float, f32)
-ROWS(, double, double, f64)
-ROWS(CLONES, c10::BFloat16, float, bf16)
-ROWS(, c10::Half, float, f16)
+struct PointwiseRows;
+POINTWISE_ROWS(CLONES, float, float, f32)
+POINTWISE_ROWS(, double, double, f64)
+POINTWISE_ROWS(CLONES, c10::BFloat16, float, bf16)
+POINTWISE_ROWS(, c10::Half, float, f16)
 
 // The gates in the dtype of the arithmetic.
 template <typename A>
@@ -273,7 +273,7 @@ std::tuple<Tensor, Tensor> norm_relu_forward(const Tensor& x, const Norm& norm) 
       for (int64_t i = begin; i < end; ++i) {
         const int64_t c = i % channels;
         const int64_t at = i * length;
-        Rows<scalar_t>::norm_relu(from + at, to + at, length, own.scale[c], own.shift[c], difference + i);
+        PointwiseRows<scalar_t>::norm_relu(from + at, to + at, length, own.scale[c], own.shift[c], difference + i);
       }
     });
   });
@@ -311,7 +311,7 @@ std::tuple<Tensor, Tensor> norm_relu_backward(
         const int64_t c = i % channels;
         const scalar_t* from = x.row<scalar_t>(i, length);
         A sum, sum_y;
-        Rows<scalar_t>::norm_relu_backward(
+        PointwiseRows<scalar_t>::norm_relu_backward(
             grad + i * length, result + i * length, from, to + i * length, length, own.scale[c], own.mean[c], &sum,
             &sum_y);
         totals[i] = sum;
@@ -341,7 +341,7 @@ std::tuple<Tensor, Tensor> residual_forward(
         const int64_t c = i % channels, at = i * length;
         const A a = gate.of_channel(i);
         const Ends<A> ends{a * own.scale[c], a * own.shift[c], other.scale[c], other.shift[c], own.mean[c]};
-        Rows<scalar_t>::residual(from + at, add + at, gate.of_positions(i, length), to + at, length, ends, adds + i);
+        PointwiseRows<scalar_t>::residual(from + at, add + at, gate.of_positions(i, length), to + at, length, ends, adds + i);
       }
     });
   });
@@ -401,11 +401,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_backward(
           const Ends<A> ends{a * own.scale[c], a * own.shift[c], other.scale[c], other.shift[c], own.mean[c]};
           if (normed) {
             A *sum = identity_totals + i, *sum_x = identity_totals + total + i;
-            Rows<scalar_t>::masked_sums(grad + at, result + at, add + at, length, other.mean[c], sum, sum_x);
+            PointwiseRows<scalar_t>::masked_sums(grad + at, result + at, add + at, length, other.mean[c], sum, sum_x);
             *sum_x *= other.rstd[c];
           }
           A sum, sum_y;
-          Rows<scalar_t>::residual_backward(
+          PointwiseRows<scalar_t>::residual_backward(
               grad + at, result + at, from, add + at, gate.of_positions(i, length), to + at, to_identity + at,
               to_position + block * length, length, ends.factor, ends, &sum, &sum_y);
           totals[i] = sum;
@@ -427,7 +427,7 @@ Tensor row_means(const Tensor& x) {
     const scalar_t* from = x.const_data_ptr<scalar_t>();
     A* to = means.mutable_data_ptr<A>();
     at::parallel_for(0, means.numel(), grain(length), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) Rows<scalar_t>::mean(from + i * length, length, to + i);
+      for (int64_t i = begin; i < end; ++i) PointwiseRows<scalar_t>::mean(from + i * length, length, to + i);
     });
   });
   return means;

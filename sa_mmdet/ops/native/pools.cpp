@@ -79,7 +79,7 @@ INLINE void channel_pools_backward_row(
 }
 
 // The functions that are compiled for several processors must not be templates.
-#define ROWS(CLONED, T, A, SUFFIX)                                                                                   \
+#define POOL_ROWS(CLONED, T, A, SUFFIX)                                                                                   \
   CLONED void row_pools_##SUFFIX(const T* x, int64_t length, A sign, A* mean, A* extreme, int64_t* place) {          \
     row_pools_row<T, A>(x, length, sign, mean, extreme, place);                                                      \
   }                                                                                                                  \
@@ -94,18 +94,18 @@ INLINE void channel_pools_backward_row(
         grad_largest, grad_mean, grad_x, x, found, out, length, channel, share, scale, norm_mean, sum, sum_x);       \
   }                                                                                                                  \
   template <>                                                                                                        \
-  struct Rows<T> {                                                                                                   \
+  struct PoolRows<T> {                                                                                                   \
     static constexpr auto row_pools = row_pools_##SUFFIX;                                                            \
     static constexpr auto channel_pools = channel_pools_##SUFFIX;                                                    \
     static constexpr auto channel_pools_backward = channel_pools_backward_##SUFFIX;                                  \
   };
 
 template <typename T>
-struct Rows;
-ROWS(CLONES, float, float, f32)
-ROWS(, double, double, f64)
-ROWS(CLONES, c10::BFloat16, float, bf16)
-ROWS(, c10::Half, float, f16)
+struct PoolRows;
+POOL_ROWS(CLONES, float, float, f32)
+POOL_ROWS(, double, double, f64)
+POOL_ROWS(CLONES, c10::BFloat16, float, bf16)
+POOL_ROWS(, c10::Half, float, f16)
 
 Tensor gate_numbers(const Tensor& gate, const Tensor& x) {
   TORCH_CHECK(gate.numel() == x.size(0) * x.size(1), "expected a gate for each image and channel");
@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor> row_pools_forward(const Tensor& x, const Norm
     at::parallel_for(0, n * channels, grain(length), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const A sign = own.scale[i % channels] < A(0) ? A(-1) : A(1);
-        Rows<scalar_t>::row_pools(from + i * length, length, sign, mean + i, extreme + i, place + i);
+        PoolRows<scalar_t>::row_pools(from + i * length, length, sign, mean + i, extreme + i, place + i);
       }
     });
   });
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor> channel_pools_forward(const Tensor& x, const Norm& no
         std::fill_n(of_largest, size, 0);
         for (int64_t c = 0; c < channels; ++c) {
           const int64_t i = image * channels + c;
-          Rows<scalar_t>::channel_pools(
+          PoolRows<scalar_t>::channel_pools(
               from + i * length + start, size, factor[i] * own.scale[c], factor[i] * own.shift[c],
               static_cast<int32_t>(c), largest, mean, of_largest);
         }
@@ -192,7 +192,7 @@ std::tuple<Tensor, Tensor> channel_pools_backward(
         const int64_t image = i / channels, c = i % channels, at = i * length;
         const A* of_image = grad + image * 2 * length;
         A* sum_x = totals + n * channels + i;
-        Rows<scalar_t>::channel_pools_backward(
+        PoolRows<scalar_t>::channel_pools_backward(
             of_image, of_image + length, add + at, from + at, found + image * length, to + at, length,
             static_cast<int32_t>(c), A(1) / A(channels), factor[i] * own.scale[c], own.mean[c], totals + i, sum_x);
         *sum_x *= own.rstd[c];

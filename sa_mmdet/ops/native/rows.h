@@ -28,10 +28,15 @@ using MaybeTensor = std::optional<Tensor>;
 
 #define INLINE inline __attribute__((always_inline))
 
-// One binary for all processors: the loader chooses the widest instructions that the processor has.
+// One binary for all processors: the loader chooses the widest instructions that the processor has. Before GCC 12 there
+// is no name for AVX2 with fused multiply-add, which saves a quarter of a sigmoid's time.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(SA_MMDET_DEFAULT_CLONE)
+#if __GNUC__ >= 12
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define CLONES
 #endif
@@ -39,34 +44,30 @@ using MaybeTensor = std::optional<Tensor>;
 // Sums of this many elements are added in the dtype of the arithmetic, the sums of all blocks in double.
 constexpr int64_t BLOCK = 2048;
 
-INLINE float exponential(float z) {
-  // Cephes' polynomial on [-ln 2 / 2, ln 2 / 2]. glibc's function is not vectorised without -ffast-math.
-  z = z > 88.0f ? 88.0f : z;  // NaN passes both comparisons
-  z = z < -87.0f ? -87.0f : z;
-  const float rounded = z * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer is in the lowest bits
+// 2^t. glibc's function is not vectorised without -ffast-math.
+INLINE float power_of_two(float t) {
+  t = t > 127.0f ? 127.0f : t;  // NaN passes both comparisons
+  t = t < -126.0f ? -126.0f : t;
+  constexpr float magic = 12582912.0f + 127.0f;  // 1.5 * 2^23, so that the integer is in the lowest bits; the exponent's bias
+  const float rounded = t + magic;
+  const float r = t - (rounded - magic);
+  float p = 1.5353362e-4f;  // the polynomial of least error on [-1/2, 1/2], from Cephes' exp2f
+  p = p * r + 1.3398874e-3f;
+  p = p * r + 9.6184373e-3f;
+  p = p * r + 5.5503324e-2f;
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
   uint32_t bits;
   std::memcpy(&bits, &rounded, sizeof(bits));
-  const float n = rounded - 12582912.0f;
-  const float r = (z - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  bits = (bits + 127u) << 23;
+  bits <<= 23;
   float power;
   std::memcpy(&power, &bits, sizeof(power));
   return p * power;
 }
 
-INLINE double exponential(double z) { return std::exp(z); }
-
-template <typename A>
-INLINE A sigmoid(A z) {
-  return A(1) / (A(1) + exponential(-z));
-}
+INLINE float sigmoid(float z) { return 1.0f / (1.0f + power_of_two(-1.44269504f * z)); }
+INLINE double sigmoid(double z) { return 1.0 / (1.0 + std::exp(-z)); }
 
 template <typename A>
 INLINE A relu(A z) {

@@ -198,13 +198,13 @@ INLINE void spatial_backward_row(
           grad_out, x, out, identity, grad_x, grad_identity, length, channel, mean, sums);                        \
     }                                                                                                             \
   }
-#define ROWS(CLONED, T, A, SUFFIX)                                            \
+#define SHUFFLE_ROWS(CLONED, T, A, SUFFIX)                                            \
   FORWARD_ROW(CLONED, forward_alone_##SUFFIX, T, A, false)                    \
   FORWARD_ROW(CLONED, forward_residual_##SUFFIX, T, A, true)                  \
   BACKWARD_ROW(CLONED, backward_alone_##SUFFIX, T, A, false)                  \
   BACKWARD_ROW(CLONED, backward_residual_##SUFFIX, T, A, true)                \
   template <>                                                                 \
-  struct Rows<T> {                                                            \
+  struct ShuffleRows<T> {                                                            \
     static auto forward(bool residual) {                                      \
       return residual ? forward_residual_##SUFFIX : forward_alone_##SUFFIX;   \
     }                                                                         \
@@ -214,11 +214,11 @@ INLINE void spatial_backward_row(
   };
 
 template <typename T>
-struct Rows;
-ROWS(CLONES, float, float, f32)
-ROWS(, double, double, f64)
-ROWS(CLONES, c10::BFloat16, float, bf16)
-ROWS(, c10::Half, float, f16)
+struct ShuffleRows;
+SHUFFLE_ROWS(CLONES, float, float, f32)
+SHUFFLE_ROWS(, double, double, f64)
+SHUFFLE_ROWS(CLONES, c10::BFloat16, float, bf16)
+SHUFFLE_ROWS(, c10::Half, float, f16)
 
 // The channels, their vectors and where they are in the shuffled maps.
 template <typename A>
@@ -266,7 +266,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> shuffle_forward(
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "shuffle_attention", [&] {
     using A = Wide<scalar_t>::type;
     const Layout<A> layout(channels, norm, identity_norm, parameters);
-    const auto row = Rows<scalar_t>::forward(identity.has_value());
+    const auto row = ShuffleRows<scalar_t>::forward(identity.has_value());
     const scalar_t* from = x.const_data_ptr<scalar_t>();
     const scalar_t* add = identity ? identity->const_data_ptr<scalar_t>() : nullptr;
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
@@ -297,7 +297,7 @@ Tensor baked_forward(
     using A = Wide<scalar_t>::type;
     const std::vector<A> by_mean = elements<A>(weight, channels, 0), by_position = elements<A>(norm_weight, channels, 0);
     const std::vector<A> bias = elements<A>(norm_bias, channels, 0);
-    const auto row = Rows<scalar_t>::forward(true);
+    const auto row = ShuffleRows<scalar_t>::forward(true);
     const scalar_t *from = x.const_data_ptr<scalar_t>(), *add = identity.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, n * channels, grain(length), [&](int64_t begin, int64_t end) {
@@ -348,7 +348,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> shuffle_backward(
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, grad_out.scalar_type(), "shuffle_attention_backward", [&] {
     using A = Wide<scalar_t>::type;
     const Layout<A> layout(channels, norm, identity_norm, parameters);
-    const auto row = Rows<scalar_t>::backward(out.has_value());
+    const auto row = ShuffleRows<scalar_t>::backward(out.has_value());
     const scalar_t* grad = grad_out.const_data_ptr<scalar_t>();
     const scalar_t* result = out ? out->const_data_ptr<scalar_t>() : nullptr;
     const scalar_t* other = identity ? identity->const_data_ptr<scalar_t>() : nullptr;
