@@ -13,6 +13,7 @@ from . import operators, settings, system
 from .commands import Commands
 from .environment import Environment
 from .mmcv import Mmcv
+from .native import Native
 from .output import explain, fail, say
 from .packages import Packages
 from .settings import Settings
@@ -51,8 +52,13 @@ class Setup:
         packages = Packages(self.commands, resuming)
         self._make_environment(resuming)
         self._install_torch(packages)
-        Mmcv(self.commands, packages).install()
-        self._install_this()
+        native = Native(self.commands)
+        native.start()
+        try:
+            Mmcv(self.commands, packages).install()
+            self._install_this(native)
+        finally:
+            native.stop()
         self._finish()
 
     def ready(self) -> bool:
@@ -65,7 +71,8 @@ class Setup:
         chosen = self.settings
         digest = hashlib.sha256(f"{chosen.stack} {chosen.torch} {chosen.operators}".encode())
         files = [settings.CONSTRAINTS, settings.REQUIREMENTS, settings.REPOSITORY / "setup.py"]
-        files += sorted((settings.REPOSITORY / "sa_mmdet" / "ops" / "native").glob("*.cpp"))
+        native = settings.REPOSITORY / "sa_mmdet" / "ops" / "native"
+        files += sorted([*native.glob("*.cpp"), *native.glob("*.h")])
         for path in (*files, *sorted(Path(__file__).parent.glob("*.py"))):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
@@ -107,8 +114,9 @@ class Setup:
             if packages.torch_is_old():
                 self.commands.pip("install", settings.OLD_SETUPTOOLS, settings.WITH_OLD_TORCH["numpy"])
 
-    def _install_this(self) -> None:
+    def _install_this(self, native: Native) -> None:
         with self.commands.progress.step("sa_mmdet, editable, with its operators for CPUs", 30):
+            native.finish()
             self.commands.pip("install", "--no-build-isolation", "--no-deps", "-e", str(settings.REPOSITORY))
             # openmim looks for sa_mmdet/.mim beside the package's metadata, where an editable install has no package.
             link = self.environment.path("purelib") / "sa_mmdet"
