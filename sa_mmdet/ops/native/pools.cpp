@@ -12,11 +12,27 @@ namespace {
 
 // Positions whose pools over all channels stay in the cache.
 constexpr int64_t TILE = 1024;
+// Positions that are searched at once.
+constexpr int64_t SEARCHED = 256;
 
-// Whether a number is larger, or the first that is not a number.
+// Whether a number is larger, or the first that is not a number; without branches, which would not be vectorised.
 template <typename A>
 INLINE bool takes(A value, A largest) {
-  return value > largest || (value != value && largest == largest);
+  return (value > largest) | ((value != value) & (largest == largest));
+}
+
+// The first element that is equal to `largest`, of a row that has one.
+template <typename T, typename A>
+INLINE int64_t place_of(const T* __restrict x, int64_t length, A sign, A largest) {
+  int64_t begin = 0;
+  for (; begin + SEARCHED < length; begin += SEARCHED) {
+    int32_t count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int64_t i = begin; i < begin + SEARCHED; ++i) count += sign * A(x[i]) == largest;
+    if (count) break;
+  }
+  while (begin + 1 < length && sign * A(x[begin]) != largest) ++begin;
+  return begin;
 }
 
 // `sign` is 1 for the largest element, -1 for the least.
@@ -31,7 +47,7 @@ INLINE void row_pools_row(const T* __restrict x, int64_t length, A sign, A* mean
   *mean = mean_of_row<T, A>(x, length);
   int64_t found = 0;
   if (*mean == *mean) {
-    while (found + 1 < length && sign * A(x[found]) != largest) ++found;
+    found = place_of<T, A>(x, length, sign, largest);
   } else {  // one may be no number
     for (int64_t i = 1; i < length; ++i) {
       if (takes(sign * A(x[i]), sign * A(x[found]))) found = i;
@@ -149,10 +165,15 @@ std::tuple<Tensor, Tensor> channel_pools_forward(const Tensor& x, const Norm& no
     const A* factor = gates.const_data_ptr<A>();
     A* to = pools.mutable_data_ptr<A>();
     int32_t* channel = found.mutable_data_ptr<int32_t>();
-    const int64_t tiles = (length + TILE - 1) / TILE;
+    // Tiles of one size, so that no thread waits for another: what a position gets does not depend on its tile.
+    const int64_t threads = at::get_num_threads() / std::max<int64_t>(1, n);
+    const int64_t wanted = std::max<int64_t>({(length + TILE - 1) / TILE, std::min(length / 64, threads), 1});
+    const int64_t tile_size = std::max<int64_t>(1, (length + wanted - 1) / wanted);
+    const int64_t tiles = (length + tile_size - 1) / tile_size;
     at::parallel_for(0, n * tiles, 1, [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t image = tile / tiles, start = tile % tiles * TILE, size = std::min(TILE, length - start);
+        const int64_t image = tile / tiles, start = tile % tiles * tile_size;
+        const int64_t size = std::min(tile_size, length - start);
         A *largest = to + image * 2 * length + start, *mean = largest + length;
         int32_t* of_largest = channel + image * length + start;
         std::fill_n(largest, size, -std::numeric_limits<A>::infinity());
