@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +12,11 @@ import pytest
 from made_up_coco import detections, made_up
 from places import Tool
 
+from sa_mmdet.evaluation.calibration import Simulation, judge
 from sa_mmdet.evaluation.verdicts import BETTER, OPEN, WORSE, Variance, holm, plan, power, row, variance, word
 
 TOOL = "analysis_tools/compare_results.py"
 IMAGES = 87
-DRAWS = 200
-
-
-def judged(runs: Sequence[Any], draws: Sequence[Any], images: int) -> dict[str, float]:
-    return row(runs, variance(runs, draws, images), 0.95)
-
-
-class World:
-    """Runs of several variants on the same images, with known variances; all values are AP from 0 to 1.
-
-    Args:
-        seed: The standard deviation of a run's AP from seed to seed, on all images that there could be.
-        luck: The standard deviation of what a run's AP differs by on these images.
-        taste: The standard deviation of what a variant's AP differs by on these images, whatever the seed.
-        others: How many times as much the runs of all variants but the first scatter.
-    """
-
-    def __init__(self, seed: float, luck: float, taste: float, others: float = 1):
-        self.seed, self.luck, self.taste, self.others = seed, luck, taste, others
-        self.generator = np.random.default_rng(0)
-
-    def study(self, variants: int, seeds: int, difference: float = 0) -> list[dict[str, float]]:
-        """Train, test and judge; all variants but the first are better by ``difference``."""
-        normal = self.generator.normal
-        common = normal(0, 0.02, DRAWS)  # what a resample changes for all
-        runs, draws = [], []
-        for number in range(variants):
-            centre = 0.4 + difference * (number > 0) + normal(0, self.taste)
-            scatter = self.others if number else 1
-            runs.append(centre + scatter * normal(0, math.hypot(self.seed, self.luck), seeds))
-            changes = common + normal(0, self.taste, DRAWS) + scatter * normal(0, self.luck, (seeds, DRAWS))
-            draws.append(runs[-1][:, None] + changes)
-        found = [judged((runs[i], runs[0]), (draws[i], draws[0]), IMAGES) for i in range(1, variants)]
-        return [own | dict(adjusted=value) for own, value in zip(found, holm([own["p"] for own in found]), strict=True)]
-
-    def rates(self, variants: int, seeds: int, studies: int) -> tuple[float, float]:
-        """How often a study without a difference says that there is one, and how often intervals contain zero."""
-        found = [self.study(variants, seeds) for _ in range(studies)]
-        false = np.mean([any(word(own, 0.95) != OPEN for own in study) for study in found])
-        held = np.mean([own["low"] <= 0 <= own["high"] for study in found for own in study])
-        return float(false), float(held)
 
 
 # Seeds that differ on all images, and runs that differ by their luck with these images alone; variants that differ on
@@ -69,9 +28,9 @@ UNEVEN = (0.0040, 0.0026, 0.0020, 2.0)
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_few_verdicts_are_false(seeds: int) -> None:
-    false, held = World(*WORLDS["tastes"]).rates(2, seeds, 600)
-    assert 0.02 <= false <= 0.08  # three standard deviations of 600 studies around 5 %
-    assert 0.92 <= held <= 0.98
+    found = Simulation(*WORLDS["tastes"]).rates(2, seeds, 600)
+    assert 0.02 <= found.false <= 0.08  # three standard deviations of 600 studies around 5 %
+    assert 0.92 <= found.held <= 0.98
 
 
 @pytest.mark.long
@@ -79,34 +38,36 @@ def test_few_verdicts_are_false(seeds: int) -> None:
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 @pytest.mark.parametrize("world", WORLDS)
 def test_calibration(world: str, seeds: int, variants: int) -> None:
-    false, held = World(*WORLDS[world]).rates(variants, seeds, 4000)
-    print(f"\n| {world} | {seeds} | {variants} | {100 * false:.1f} | {100 * held:.1f} |")
+    found = Simulation(*WORLDS[world]).rates(variants, seeds, 4000)
+    print(f"\n| {world} | {seeds} | {variants} | {100 * found.false:.1f} | {100 * found.held:.1f} |")
     if seeds == 1:
-        assert false == 0
+        assert found.false == 0
     else:
-        assert 0.035 <= false <= 0.065
-        assert 0.93 <= held <= 0.97
+        assert 0.035 <= found.false <= 0.065
+        assert 0.93 <= found.held <= 0.97
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("variants", [2, 6])
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_variants_that_scatter_unevenly(seeds: int, variants: int) -> None:
-    false, held = World(*UNEVEN).rates(variants, seeds, 4000)
-    print(f"\n| uneven | {seeds} | {variants} | {100 * false:.1f} | {100 * held:.1f} |")
-    assert 0.02 <= false <= 0.12
+    found = Simulation(*UNEVEN).rates(variants, seeds, 4000)
+    print(f"\n| uneven | {seeds} | {variants} | {100 * found.false:.1f} | {100 * found.held:.1f} |")
+    assert 0.02 <= found.false <= 0.12
 
 
 def test_true_differences_are_found_and_a_single_run_never_judges() -> None:
-    world = World(*WORLDS["tastes"])
+    world = Simulation(*WORLDS["tastes"])
     found = [word(world.study(2, 5, 0.02)[0], 0.95) for _ in range(50)]
     assert found.count(BETTER) >= 48
     assert WORSE not in found
     found = [word(world.study(2, 5, -0.02)[0], 0.95) for _ in range(50)]
     assert found.count(WORSE) >= 48
     assert {word(world.study(2, 1, 0.5)[0], 0.95) for _ in range(20)} == {OPEN}
-    one_sided = judged((np.array([0.5]), np.array([0.1, 0.1, 0.1])), (np.full((1, 9), 0.5), np.full((3, 9), 0.1)), 9)
+    runs, draws = [np.array([0.1] * 3), np.array([0.5])], [np.full((3, 9), 0.1), np.full((1, 9), 0.5)]
+    [one_sided] = judge(runs, draws, 9, 0.95)
     assert math.isnan(one_sided["p"])
+    assert word(one_sided, 0.95) == OPEN
 
 
 def test_the_parts_of_the_variance() -> None:
@@ -167,7 +128,7 @@ def test_holm_beside_its_definition() -> None:
 
 
 def test_plans_are_those_that_simulations_confirm() -> None:
-    world = World(*WORLDS["tastes"])
+    world = Simulation(*WORLDS["tastes"])
     true = Variance(world.seed**2 + world.luck**2, world.luck**2, 2 * world.taste**2, IMAGES, (3, 3))
     seeds, _ = plan(true, 0.01, 0.05)
     assert seeds is not None
@@ -224,3 +185,27 @@ def test_a_plan_needs_two_runs(results: tuple[Path, dict[str, list[Path]]], tool
         status, _, errors = tool(TOOL, *arguments, "--plan", value)
         assert status == 2
         assert "argument --plan" in errors
+
+
+def test_trials_with_runs_of_one_config(tmp_path: Path, tool: Tool) -> None:
+    """The deviation of the runs and the fraction of false verdicts are those of a plain computation."""
+    truth = made_up(12)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    paths = []
+    for seed in range(7):
+        entries = detections(truth, 0.05, seed)
+        paths.append(tmp_path / f"{seed}.bbox.json")
+        paths[-1].write_text(json.dumps([{k: v for k, v in e.items() if k != "segmentation"} for e in entries]))
+    command = ("misc/calibrate_verdicts.py", tmp_path / "truth.json", *paths, "--resamples", 50, "--studies", 40)
+    status, printed, errors = tool(*command)
+    assert status == 0, errors
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    found = {tuple(line[:3]): line[3:] for line in lines[2:]}
+    assert found["trained runs", "1", "2"][0] == "0.0 +- 0.0"  # a single run is never judged
+    assert ("trained runs", "5", "2") not in found  # there are 7 runs
+    assert len(found) == 3 + 6
+    [share] = re.findall(r"AP \d+\.\d+; standard deviation (\d+\.\d+), of which (\d+\.\d+)", printed)
+    assert 0 < float(share[1]) <= float(share[0]) < 10
+    status, _, errors = tool(*command[:5], "--studies", 40)
+    assert status == 2
+    assert "3 runs do not show how runs scatter" in errors
