@@ -59,7 +59,7 @@ class Setup:
             self._install_this(native)
         finally:
             native.stop()
-        self._finish()
+        self.finish()
 
     def ready(self) -> bool:
         """Whether the environment was set up from the present files and choices, and works."""
@@ -130,7 +130,8 @@ class Setup:
             if problem is not None:
                 fail(f"installed, but cannot be imported: {explain(problem)}")
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Mark the environment as ready, and say what it contains."""
         new = self.settings.stamp.with_suffix(".new")
         new.write_text(self.state())
         new.replace(self.settings.stamp)
@@ -140,9 +141,10 @@ class Setup:
         say("next: make demo (trains a detector), make test, or the README's first config")
 
     def _versions(self) -> str:
-        names = ("torch", self.settings.packages["mmcv"], self.settings.packages["mmdet"])
-        code = f"import importlib.metadata as m; print(*(f'{{n}} {{m.version(n)}}' for n in {names!r}), sep=', ')"
-        return self.environment.output(code).strip()
+        # mmcv without operators calls itself mmcv-lite.
+        names = ("torch", self.settings.packages["mmcv"], "mmcv-lite", self.settings.packages["mmdet"])
+        found = self.environment.versions(*names)
+        return ", ".join(f"{name} {found[name]}" for name in names if name in found)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
