@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sa_mmdet.attention import BakedShuffleAttention, ShuffleAttention
 from sa_mmdet.attention.fused import FUSED
 from sa_mmdet.ops import backends
-from sa_mmdet.ops.block_end import NO_NORM, BlockEnd, EvalNorm, norm_relu
+from sa_mmdet.ops.block_end import BlockEnd, norm_relu
+from sa_mmdet.ops.eval_norm import NO_NORM, EvalNorm
 from sa_mmdet.ops.fusion import Replaceable, obstacle_in_call, obstacle_in_modules
 
 _FORWARD, _FORWARD_PLUGIN = Bottleneck.forward, Bottleneck.forward_plugin
@@ -27,14 +28,15 @@ class FusedBottleneck(Bottleneck):
 
     Where the batch norms are in evaluation mode (MMDetection's ``norm_eval=True``, also while training) and what
     follows the last norm is nothing or one of this package's attentions, one operator computes norm, attention,
-    addition and ReLU, and on CPUs one operator each computes the other norms and the ReLU after them. Where the norms
+    addition and ReLU, and one operator each computes the other norms and the ReLU after them. Where the norms
     are merged into the convolutions, it does so with the baked attention or none. They read and write less memory than
     the layers of the plain block, and keep less for the backward pass. Otherwise, and where a layer is of another
     class, is replaced or has hooks, MMDetection's own forward runs.
 
     Attributes:
         implementation: 'auto', or 'reference' for MMDetection's own forward in any case.
-        keep_inputs: Whether to keep the norms' inputs for the backward pass, as MMDetection's layers do.
+        keep_inputs: Whether to keep the norms' inputs for the backward pass, as MMDetection's layers do. GPUs do so in
+            any case.
     """
 
     implementation = "auto"
@@ -54,26 +56,28 @@ class FusedBottleneck(Bottleneck):
         out = self._norm_relu(self.conv2(out), self.norm2)
         out = self.forward_plugin(out, self._plugins_after("conv2"))
         out = self.conv3(out)
-        identity, identity_norm = self._identity(x, by_compiled=backends.obstacle_to_compiled(out) is None)
-        end = BlockEnd(out, identity, _eval_norm(self.norm3), identity_norm, self.keep_inputs)
         names = self._plugins_after("conv3")
         attention: Any = getattr(self, names[0]) if names else None
+        shuffled = isinstance(attention, ShuffleAttention)
+        obstacle = backends.obstacle_to_compiled(out) if shuffled else backends.obstacle_to_block_end(out)
+        identity, identity_norm = self._identity(x, norm_later=obstacle is None)
+        end = BlockEnd(out, identity, _eval_norm(self.norm3), identity_norm, self.keep_inputs)
         return end.gated() if attention is None else attention.forward_end(end)
 
     def _plugins_after(self, convolution: str) -> list[str]:
         return getattr(self, f"after_{convolution}_plugin_names", [])
 
     def _norm_relu(self, x: Tensor, norm: Any) -> Tensor:
-        if backends.obstacle_to_compiled(x) or _channels_last(x) or _obstacle_in_norm("norm", norm):
+        if backends.obstacle_to_block_end(x) or _obstacle_in_norm("norm", norm):
             return self.relu(norm(x))
         return norm_relu(x, _eval_norm(norm), self.keep_inputs)
 
-    def _identity(self, x: Tensor, by_compiled: bool) -> tuple[Tensor, EvalNorm | None]:
+    def _identity(self, x: Tensor, norm_later: bool) -> tuple[Tensor, EvalNorm | None]:
         """What is added to the block's result, and a norm that it still has to pass."""
         downsample: Any = self.downsample
         if downsample is None:
             return x, None
-        if not by_compiled or _SEQUENTIAL.obstacle("downsample", downsample) or len(downsample) < 2:
+        if not norm_later or _SEQUENTIAL.obstacle("downsample", downsample) or len(downsample) < 2:
             return downsample(x), None
         *layers, norm = downsample
         if _obstacle_in_norm("the downsample's norm", norm):
@@ -127,11 +131,9 @@ class FusedBottleneck(Bottleneck):
         if isinstance(attention, ShuffleAttention):
             return None
         x = _like_input(self) if x is None else x
-        return backends.obstacle_to_compiled(x) or ("the feature maps are channels-last" if _channels_last(x) else None)
-
-
-def _channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        if isinstance(attention, BakedShuffleAttention) and (obstacle := backends.obstacle_to_compiled(x)):
+            return obstacle
+        return backends.obstacle_to_block_end(x)
 
 
 def _obstacle_in_norm(name: str, norm: Any) -> str | None:

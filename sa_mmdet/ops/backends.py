@@ -1,4 +1,4 @@
-"""Which code computes the fused operator on a tensor, and what happens where a GPU kernel fails.
+"""Which code computes the fused operators on a tensor, and what happens where a GPU kernel fails.
 
 CPUs compute by :mod:`sa_mmdet.ops.compiled`, or by :mod:`sa_mmdet.ops.cpu` where that is not installed; GPUs by
 Triton's kernels. Where one of these fails to compile or to launch, the formula in PyTorch's own operators does the
@@ -9,12 +9,13 @@ before.
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import compiled, cpu, reference
+from . import compiled, cpu, pointwise, reference
 from .tensors import in_memory_format, memory_format
 
 # torch.library.custom_op came with PyTorch 2.4; before, only the formula is available.
@@ -23,6 +24,7 @@ AVAILABLE = hasattr(torch.library, "custom_op")
 unusable: str | None = None if AVAILABLE else f"PyTorch {torch.__version__} has no torch.library.custom_op"
 # The kernels for GPUs, or why there are none.
 triton: Any = None
+triton_block_end: Any = None
 without_triton = "Triton is not installed"
 if AVAILABLE and importlib.util.find_spec("triton"):
     try:
@@ -31,6 +33,7 @@ if AVAILABLE and importlib.util.find_spec("triton"):
         unusable = f"Triton cannot be imported: {type(error).__name__}: {error}"
     else:
         try:
+            triton_block_end = importlib.import_module("sa_mmdet.ops._triton_block_end")
             triton = importlib.import_module("sa_mmdet.ops._triton")
         except Exception as error:  # a version of Triton that does not fit
             without_triton = f"Triton does not accept the kernels: {type(error).__name__}: {error}"
@@ -87,6 +90,15 @@ def obstacle_to_compiled(x: Tensor) -> str | None:
     return "Triton's kernels compute it" if by_triton(x) else compiled.obstacle(x)
 
 
+def obstacle_to_block_end(x: Tensor) -> str | None:
+    """Why no operator computes the pointwise work of residual blocks on a tensor, or None."""
+    if by_triton(x):
+        return obstacle(x)
+    if reason := compiled.obstacle(x):
+        return reason
+    return "the feature maps are channels-last" if memory_format(x) == torch.channels_last else None
+
+
 def output_format(x: Tensor) -> torch.memory_format:
     """The layout of the operator's feature maps: with Triton's kernels that of the input, otherwise contiguous."""
     return memory_format(x) if by_triton(x) else torch.contiguous_format
@@ -105,15 +117,59 @@ def run(direction: str, x: Tensor, arguments: tuple, fallback: bool) -> tuple[Te
     backend = _backend(x, fallback)
     if backend is not triton:
         return _maps_in(layout, getattr(backend, direction)(*arguments))
+
+    def kernel() -> tuple[Tensor, ...]:
+        return getattr(triton, direction)(*_maps_in(layout, arguments))
+
+    return _maps_in(layout, _guarded(kernel, lambda: getattr(reference, direction)(*arguments), x.device, fallback))
+
+
+def run_block_end(direction: str, x: Tensor, arguments: tuple) -> tuple[Tensor, ...]:
+    """Compute the pointwise work of a residual block, or its gradients.
+
+    Args:
+        direction: 'forward' or 'backward'.
+        x: The operator's input, which decides who computes.
+        arguments: Those of :func:`sa_mmdet.ops.pointwise.forward` or :func:`sa_mmdet.ops.pointwise.backward`.
+
+    Returns:
+        What these functions return, as a tuple; the maps have the layout of x.
+    """
+    layout = output_format(x)
+
+    def formula() -> tuple[Tensor, ...]:
+        return _tuple(getattr(pointwise, direction)(*arguments))
+
+    def kernel() -> tuple[Tensor, ...]:
+        return _tuple(getattr(triton_block_end, direction)(*arguments))
+
+    # The kernels count the positions of a row in 32 bits.
+    kernels = by_triton(x) and x.numel() > 0 and x.shape[2] * x.shape[3] < 2**31 - 2**16 and x.device not in failures
+    results = _guarded(kernel, formula, x.device, True) if kernels else formula()
+    maps = 1 if direction == "forward" else 2
+    return (*_maps_in(layout, results[:maps]), *(result.contiguous() for result in results[maps:]))
+
+
+def _tuple(results: Any) -> tuple[Tensor, ...]:
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _guarded(
+    kernel: Callable[[], tuple[Tensor, ...]],
+    formula: Callable[[], tuple[Tensor, ...]],
+    device: torch.device,
+    fallback: bool,
+) -> tuple[Tensor, ...]:
+    """What the kernel returns or, where it fails and ``fallback`` is set, the formula."""
     try:
-        return _maps_in(layout, getattr(backend, direction)(*_maps_in(layout, arguments)))
+        return kernel()
     except Exception as error:
-        if not fallback or _is_fatal(error, x.device):
+        if not fallback or _is_fatal(error, device):
             raise
         failure = error.with_traceback(None)  # the frames of the traceback hold the kernel's results
-    results = getattr(reference, direction)(*arguments)  # if the error is the caller's, it is raised here again
-    _report(failure, x.device)
-    return _maps_in(layout, results)
+    results = formula()  # if the error is the caller's, it is raised here again
+    _report(failure, device)
+    return results
 
 
 def _backend(x: Tensor, fallback: bool) -> Any:
@@ -150,7 +206,7 @@ def _report(error: Exception, device: torch.device) -> None:
     if cause not in reported:
         reported.add(cause)
         warnings.warn(
-            f"a kernel of the fused shuffle attention fails on {device} ({cause}). From now on PyTorch's own operators "
+            f"a fused kernel fails on {device} ({cause}). From now on PyTorch's own operators "
             "compute the same there; implementation='fused' raises the error instead",
             RuntimeWarning,
             stacklevel=2,

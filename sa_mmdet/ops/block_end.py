@@ -1,53 +1,35 @@
-"""The elementwise work of a residual block whose batch norms are in evaluation mode, by compiled operators for CPUs.
+"""The elementwise work of a residual block whose batch norms are in evaluation mode, by one operator each.
 
-These operators have their derivatives in C++ and keep less than the layers that they replace: for a map that was
-normalised and passed a ReLU the gradients need the result alone, since it gives the normalised input wherever the ReLU
-let it pass. See docs/kernels.md.
+The compiled operators for CPUs have their derivatives in C++ and keep less than the layers that they replace: for a map
+that was normalised and passed a ReLU the gradients need the result alone, since it gives the normalised input wherever
+the ReLU let it pass. On GPUs Triton's kernels keep what a convolution returned, and PyTorch's own operators compute
+what gates are made of. See docs/kernels.md.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backends, compiled
+from . import backends, block_end_op, compiled, pools
+from .eval_norm import NO_NORM, EvalNorm
 from .functional import shuffle_attention_residual
 from .reference import Parameters
-from .tensors import at_least_float32
-
-
-class EvalNorm(NamedTuple):
-    """A batch norm in evaluation mode, (x - mean) / sqrt(variance + eps) * weight + bias; C elements each, or None."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor | None
-    variance: Tensor | None
-    eps: float
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The norm as scale * x + shift (C each), in float32 where its own dtype is coarser; all four vectors exist."""
-        weight, bias, mean, variance, eps = self
-        if weight is None or bias is None or mean is None or variance is None:
-            raise ValueError("a norm without weight, bias or statistics has no scale and shift here")
-        dtype = at_least_float32(weight)
-        scale = weight.to(dtype) * torch.rsqrt(variance.to(dtype) + eps)
-        return scale, bias.to(dtype) - mean.to(dtype) * scale
-
-
-NO_NORM = EvalNorm(*compiled.NO_NORM)
 
 
 def norm_relu(x: Tensor, norm: EvalNorm, keep: bool = False) -> Tensor:
     """Compute relu(norm(x)) in one pass.
 
     Args:
-        x: N x C x H x W, on the CPU.
+        x: N x C x H x W.
         norm: The batch norm.
         keep: Whether to keep x for the gradients, which then are those of the separate layers to the last bit.
-            Otherwise x is kept for the channels alone whose bias is large beside their weight.
+            Otherwise x is kept for the channels alone whose bias is large beside their weight. On GPUs it is kept in
+            any case.
     """
+    if backends.by_triton(x):
+        return block_end_op.block_end(x, None, norm, None, None, NO_NORM)
     return torch.ops.sa_mmdet_cpu.norm_relu(x, *norm, keep)
 
 
@@ -72,7 +54,8 @@ class BlockEnd:
 
     def means(self) -> Tensor:
         """The means of norm(x) over its positions, N x C in float32 or float64."""
-        means: Tensor = torch.ops.sa_mmdet_cpu.row_means(self.x)
+        x, by_triton = self.x, backends.by_triton(self.x)
+        means: Tensor = pools.row_means(x) if by_triton else torch.ops.sa_mmdet_cpu.row_means(x)
         scale, shift = self.norm.scale_and_shift()
         return torch.addcmul(shift.to(means.dtype), means, scale.to(means.dtype))
 
@@ -82,6 +65,8 @@ class BlockEnd:
         Returns:
             The end to go on with, the means and the maxima. Of several largest elements the first has the gradient.
         """
+        if backends.by_triton(self.x):
+            return self, *pools.row_pools(self.x, self.norm)
         means, maxima, x = torch.ops.sa_mmdet_cpu.row_pools(self.x, *self.norm)
         return replace(self, x=x), means, maxima
 
@@ -94,8 +79,10 @@ class BlockEnd:
         Returns:
             The end to go on with, and the pools. Of several largest elements the first has the gradient.
         """
-        pools, x = torch.ops.sa_mmdet_cpu.channel_pools(self.x, *self.norm, channel_gate)
-        return replace(self, x=x), pools
+        if backends.by_triton(self.x):
+            return self, pools.channel_pools(self.x, self.norm, channel_gate)
+        found, x = torch.ops.sa_mmdet_cpu.channel_pools(self.x, *self.norm, channel_gate)
+        return replace(self, x=x), found
 
     def similarity(self, directions: Tensor, groups: int) -> Tensor:
         """The scalar product of each position of norm(x) with a direction, within groups of adjacent channels.
@@ -109,7 +96,7 @@ class BlockEnd:
         """
         n, channels, height, width = self.x.shape
         scale, shift = (vector.to(directions.dtype) for vector in self.norm.scale_and_shift())
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(self.x.device.type, enabled=False):
             weights = (directions * scale).view(n * groups, 1, channels // groups)
             maps = self.x.contiguous().view(n * groups, channels // groups, height * width).to(directions.dtype)
             products = torch.bmm(weights, maps).view(n, groups, height, width)
@@ -123,6 +110,9 @@ class BlockEnd:
             position_gate: A gate for each position of each of G groups of adjacent channels, N x G x H x W; None for 1.
         """
         identity, identity_norm = self._identity()
+        if backends.by_triton(self.x):
+            gates = (channel_gate, position_gate)
+            return block_end_op.block_end(self.x, identity, self.norm, *gates, identity_norm)
         arguments = (self.x, identity, *self.norm, channel_gate, position_gate, *identity_norm, self.keep)
         return torch.ops.sa_mmdet_cpu.residual(*arguments)
 
@@ -143,7 +133,10 @@ class BlockEnd:
         return torch.ops.sa_mmdet_cpu.baked_attention(self.x, identity, weight.flatten(), norm_weight, norm_bias, eps)
 
     def shuffled(self, parameters: Parameters, groups: int, eps: float, implementation: str) -> Tensor:
-        """The result of shuffle attention, see :func:`sa_mmdet.ops.shuffle_attention_residual`."""
+        """The result of shuffle attention, see :func:`sa_mmdet.ops.shuffle_attention_residual`.
+
+        The identity has no norm where the compiled operators for CPUs do not compute it.
+        """
         if backends.obstacle_to_compiled(self.x):
             assert self.identity_norm is None
             scale, shift = self.norm.scale_and_shift()

@@ -13,7 +13,8 @@ from sa_mmdet.attention import BakedShuffleAttention
 from sa_mmdet.backbones import AttentionResNet, BakedSAResNet
 from sa_mmdet.backbones.bottleneck import obstacles_to_fusion
 from sa_mmdet.ops import compiled
-from sa_mmdet.ops.block_end import NO_NORM, BlockEnd
+from sa_mmdet.ops.block_end import BlockEnd
+from sa_mmdet.ops.eval_norm import NO_NORM
 
 pytestmark = pytest.mark.skipif(compiled.missing is not None, reason=str(compiled.missing))
 EPS = 1e-5

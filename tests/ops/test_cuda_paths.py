@@ -21,7 +21,7 @@ from sa_mmdet.ops import backends, custom_op, reference
 pytestmark = [
     needs.triton,
     needs.triton_interpreter(),
-    pytest.mark.filterwarnings("error:a kernel of the fused shuffle attention fails"),
+    pytest.mark.filterwarnings("error:a fused kernel fails"),
 ]
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 here = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own, with Triton's interpreter")

@@ -8,7 +8,8 @@ from threads import assert_threads_change_no_bit
 from torch import Tensor
 
 from sa_mmdet.ops import compiled
-from sa_mmdet.ops.block_end import BlockEnd, EvalNorm
+from sa_mmdet.ops.block_end import BlockEnd
+from sa_mmdet.ops.eval_norm import EvalNorm
 
 pytestmark = pytest.mark.skipif(compiled.missing is not None, reason=str(compiled.missing))
 EPS = 1e-3
