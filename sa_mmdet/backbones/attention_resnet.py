@@ -46,7 +46,8 @@ class AttentionResNet(ResNet):
             nobody can tell the difference, 'reference' to run MMDetection's own blocks; the parameters and the results
             are the same.
         keep_inputs: Whether those operators keep the norms' inputs for the backward pass. By default they compute them
-            again from their results wherever that costs at most six bits of float32, and need less memory.
+            again from their results wherever that costs at most six bits of float32, and need less memory; on GPUs they
+            keep them in any case.
         **kwargs: As :class:`mmdet.models.ResNet` takes them.
 
     Raises:

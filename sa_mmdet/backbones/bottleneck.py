@@ -131,8 +131,8 @@ class FusedBottleneck(Bottleneck):
         if isinstance(attention, ShuffleAttention):
             return None
         x = _like_input(self) if x is None else x
-        if isinstance(attention, BakedShuffleAttention) and (obstacle := backends.obstacle_to_compiled(x)):
-            return obstacle
+        if isinstance(attention, BakedShuffleAttention) and backends.by_triton(x):
+            return "there is no kernel for the baked attention on GPUs"
         return backends.obstacle_to_block_end(x)
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from sa_mmdet.ops import backends
+from sa_mmdet.ops.eval_norm import NO_NORM, EvalNorm
 
 pytestmark = [
     needs.triton,
@@ -26,6 +27,15 @@ pytestmark = [
 ]
 GROUPS = 64
 MODES = ("alone", "residual", "tail")
+# The pointwise work of blocks: whether there is an identity, gates for channels, for positions (groups), and a norm of
+# the identity.
+POINTWISE = {
+    "norm and ReLU": (False, False, 0, False),
+    "none": (True, False, 0, True),
+    "SE": (True, True, 0, False),
+    "SGE": (True, False, 64, False),
+    "CBAM": (True, True, 1, True),
+}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # N, C, H, W: ResNet-50's maps of images of 800 x 1333, padded to 1344; of 224 x 224; other sizes.
 COCO = [(2, 256, 200, 336), (2, 512, 100, 168), (2, 1024, 50, 84), (2, 2048, 25, 42)]
@@ -85,12 +95,38 @@ def step(kernels: Any, shape: tuple[int, ...], dtype: torch.dtype, last: bool, m
         return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
 
     channels = shape[1]
+    if mode in POINTWISE:
+        pointwise_step(image, shape, *POINTWISE[mode])
+        return
     x, identity, gradient = image(), None if mode == "alone" else image(), image()
     affine = [torch.empty(channels, device="meta") if mode == "tail" else None for _ in range(2)]
     parameters = torch.empty(6, channels // (2 * GROUPS), device="meta")
     out, mean, rstd = kernels.forward(x, identity, *affine, parameters, GROUPS, 1e-5)
     out = None if mode == "alone" else out
     kernels.backward(gradient, x, out, mean, rstd, *affine, parameters, GROUPS, 1e-5)
+
+
+def pointwise_step(
+    image: Callable[[], torch.Tensor],
+    shape: tuple[int, ...],
+    residual: bool,
+    channel: bool,
+    groups: int,
+    identity_norm: bool,
+) -> None:
+    """Run a forward and a backward of norm, gates, addition and ReLU."""
+
+    def norm() -> EvalNorm:
+        return EvalNorm(*(torch.empty(shape[1], device="meta") for _ in range(4)), 1e-5)
+
+    kernels: Any = backends.triton_block_end
+    gates = (
+        torch.empty(shape[:2], device="meta") if channel else None,
+        torch.empty((shape[0], groups, *shape[2:]), device="meta") if groups else None,
+    )
+    inputs = (image(), image() if residual else None, norm(), *gates, norm() if identity_norm else NO_NORM)
+    out = kernels.forward(*inputs)
+    kernels.backward(image(), out if residual else None, *inputs)
 
 
 def specialisation(function: Any, args: tuple, options: dict[str, Any]) -> tuple:
@@ -135,7 +171,7 @@ def test_triton_accepts_every_launch(on_launch: Any, monkeypatch: pytest.MonkeyP
         # Layouts and modes do not depend on the dtype, so some of the maps are enough for each dtype.
         for dtype in DTYPES if shape in (COCO[0], COCO[3], IMAGENET[3]) else DTYPES[:1]:
             for last in (False, True):
-                for mode in MODES:
+                for mode in (*MODES, *POINTWISE):
                     where = (shape, dtype, "channels-last" if last else "contiguous", mode)
                     step(kernels, *where[:2], last, mode)
     assert len(seen) > 50
@@ -167,12 +203,22 @@ def test_few_launches_that_fill_the_machine(
     assert min(grid[0] for name, grid in made if name != "_vectors_kernel") >= PROGRAMS
 
 
+@pytest.mark.parametrize("mode", POINTWISE)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("shape", [COCO[0], COCO[3], IMAGENET[3]], ids=str)
+def test_one_launch_each_for_the_pointwise_work(on_launch: Any, shape: tuple[int, ...], last: bool, mode: str) -> None:
+    made = launches(on_launch, shape, torch.float16, last, mode)
+    assert [name for name, _ in made] == ["_forward_kernel", "_backward_kernel"]
+    assert min(grid[0] for _, grid in made) >= PROGRAMS
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("mode", ["tail", "norm and ReLU", "CBAM"])
 @pytest.mark.parametrize(
     "shape", [(1, 256, 3000, 3000), (70000, 2048, 7, 7), (66000, 256, 1, 1), (1, 2**18, 1, 1)], ids=str
 )
-def test_grids_within_cudas_limits(on_launch: Any, shape: tuple[int, ...], last: bool) -> None:
-    for _, grid in launches(on_launch, shape, torch.float16, last, "tail"):
+def test_grids_within_cudas_limits(on_launch: Any, shape: tuple[int, ...], mode: str, last: bool) -> None:
+    for _, grid in launches(on_launch, shape, torch.float16, last, mode):
         assert all(0 < size <= limit for size, limit in zip(grid, LARGEST_GRID, strict=False))
 
 
@@ -262,7 +308,7 @@ def test_machine_code(on_launch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path:
     for shape in (*COCO, IMAGENET[2]):
         for dtype in DTYPES[:2]:
             for last in (False, True):
-                for mode in ("alone", "tail"):
+                for mode in ("alone", "tail", *POINTWISE):
                     where = (shape, dtype, "channels-last" if last else "contiguous", mode)
                     step(kernels, shape, dtype, last, mode)
     assert len(seen) > 20
