@@ -206,7 +206,7 @@ def test_a_huge_mean_costs_no_digits() -> None:
 
 @here
 def test_results_repeat() -> None:
-    inputs = Inputs((1, 24, 33, 40), channel=True, position=True, identity_norm=True)
+    inputs = Inputs((1, 8, 23, 31), channel=True, position=True, identity_norm=True)
     runs = []
     for _ in range(2):
         out = inputs.fused()
@@ -320,9 +320,10 @@ def test_second_derivatives_leave_the_kernels(case: dict[str, bool], calls: list
     results = []
     for function in (inputs.fused, lambda: inputs.before_relu().clamp(min=0)):
         first = torch.autograd.grad(function().square().sum(), inputs.leaves(), create_graph=True)
+        if not results:
+            assert calls == ["forward"]
         penalty = torch.stack([gradient.double().square().sum() for gradient in first]).sum()
         results.append(torch.autograd.grad(penalty, inputs.leaves(), allow_unused=True))
-    assert "backward" not in calls
     for one, other in zip(*results, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
