@@ -288,8 +288,8 @@ class _Plan:
         self.grid = (n * channel_blocks * self.chunks,)
         # Rows begin at multiples of the length. Told of a common divisor, Triton loads that many elements at once.
         divisor = math.gcd(length, 16 // x.element_size())
-        self.sizes = (c, length // divisor, groups or 1, in_group, channel_blocks, self.blocks_per_group)
-        self.sizes += (self.chunks, tiles_per_chunk)
+        in_channels = (in_group, channel_blocks, self.blocks_per_group)
+        self.sizes = (c, length // divisor, groups or 1, *in_channels, self.chunks, tiles_per_chunk)
         self.options: dict[str, Any] = dict(
             L_DIVISOR=divisor,
             CHANNELS_LAST=last,

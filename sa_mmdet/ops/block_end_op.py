@@ -135,14 +135,17 @@ if backends.AVAILABLE:
     def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, identity, *vectors = inputs
         ctx.eps, ctx.identity_eps = vectors.pop(4), vectors.pop()
-        ctx.residual, normed = identity is not None, EvalNorm(*vectors[6:], 0.0).exists
+        ctx.residual, normed = identity is not None, any(vector is not None for vector in vectors[6:])
         # The next layer keeps the result anyway; without an identity its sign follows from x.
         ctx.save_for_backward(output if ctx.residual else None, x, identity if normed else None, *vectors)
 
     def _gradients(ctx: Any, grad_out: Tensor) -> tuple:
         out, x, identity, *vectors = ctx.saved_tensors  # read once: checkpointing recomputes them at each access
-        norm, identity_norm = EvalNorm(*vectors[:4], ctx.eps), EvalNorm(*vectors[6:], ctx.identity_eps)
         channel_gate, position_gate = vectors[4:6]
+        norm, identity_norm = (
+            EvalNorm(weight, bias, mean, variance, eps)
+            for (weight, bias, mean, variance), eps in ((vectors[:4], ctx.eps), (vectors[6:], ctx.identity_eps))
+        )
         if torch.is_grad_enabled() or transforms_active():
             arguments = (grad_out, out, x, identity, norm, channel_gate, position_gate, identity_norm)
             gradients = pointwise.backward(*arguments)

@@ -166,7 +166,7 @@ def test_kernels_equal_the_formula(
     layout: torch.memory_format,
     calls: list[str],
 ) -> None:
-    inputs = Inputs(shape, groups, dtype, layout, **case)  # type: ignore[arg-type]
+    inputs = Inputs(shape, groups, dtype, layout, **case)
     out, linear = inputs.fused(), inputs.before_relu()
     tolerance = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     assert out.dtype == dtype
@@ -317,7 +317,7 @@ def test_compile(layout: torch.memory_format, calls: list[str]) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_second_derivatives_leave_the_kernels(case: dict[str, bool], calls: list[str]) -> None:
     inputs = Inputs((1, 4, 2, 3), **case)  # type: ignore[arg-type]
-    results = []
+    results: list[Any] = []
     for function in (inputs.fused, lambda: inputs.before_relu().clamp(min=0)):
         first = torch.autograd.grad(function().square().sum(), inputs.leaves(), create_graph=True)
         if not results:
@@ -381,7 +381,7 @@ def test_pools_means_and_similarities(layout: torch.memory_format) -> None:
         torch.stack((gated.amax(1), gated.mean(1)), 1),
         products.unflatten(1, (2, 6)).sum(2),
     )
-    leaves = [inputs.x, *inputs.norm[:2], inputs.channel]
+    leaves: Any = [inputs.x, *inputs.norm[:2], inputs.channel]
     for one, other in zip((means, maxima, pools, similarity), expected, strict=True):
         assert_close(one, other)
         passed = torch.linspace(-1, 1, one.numel()).view(one.shape)
