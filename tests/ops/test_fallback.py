@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sa_mmdet import obstacles_to_fusion, ops
-from sa_mmdet.ops import backends, cpu, custom_op
+from sa_mmdet.ops import backends, cpu, custom_op, pointwise
 
 pytestmark = pytest.mark.skipif(not backends.AVAILABLE, reason="custom operators came with PyTorch 2.4")
 shuffle_attention: Any = ops.shuffle_attention_residual
@@ -76,6 +76,7 @@ class Kernels(types.SimpleNamespace):
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     stand_in = Kernels()
     monkeypatch.setattr(backends, "triton", stand_in)
+    monkeypatch.setattr(backends, "triton_block_end", pointwise)
     monkeypatch.setattr(backends, "by_triton", lambda x: True)
     monkeypatch.setattr(backends, "failures", {})
     monkeypatch.setattr(backends, "reported", set())
