@@ -14,6 +14,8 @@ from sa_mmdet.version import __version__
 
 from .average_precision import TASKS
 from .comparison import Comparison, compare
+from .error_types_comparison import compare_errors
+from .error_types_tables import error_tables, told_apart
 from .gallery import gallery
 from .plots import precision_by_recall, training_curves
 from .runs import Run
@@ -119,12 +121,15 @@ def _compare_task(
     annotations = firsts[0].annotations
     files = [(name, [str(run.results(task)) for run in own]) for name, own in variants.items()]
     found = compare(annotations, files, task, resamples)
+    errors = compare_errors(annotations, files, task, resamples)
     shown, notes = gallery(annotations, firsts, task, images) if images else ([], [])
     compared = dict(
         task=TASKS[task],
         sentences=found.sentences(),
         precision=precision_by_recall(found),
         classes=_class_table(found),
+        errors=error_tables(errors, classes=None),
+        told_apart=told_apart(errors),
         gallery=shown,
     )
     return compared, notes

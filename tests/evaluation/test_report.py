@@ -104,6 +104,9 @@ def test_the_page_contains_metrics_significance_speed_and_images(work_dirs: list
     assert "1.25 (321 ms)" in text
     assert text.count("data:image/jpeg;base64,") == 6
     assert "2 broken lines of its log were skipped" in text
+    assert "AP50 that a type of error costs more, 95% intervals over the images alone" in text
+    assert re.search(r"<td>Faster R-CNN ResNet-50 SA - [^<]*</td><td>localisation</td><td>-[\d.]+</td>", text)
+    assert "Numbers of box detections with scores of 0.3 or more" in text
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)  # nothing is loaded from a network
 
 

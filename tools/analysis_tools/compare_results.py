@@ -12,9 +12,11 @@ from typing import Any
 
 from sa_mmdet.atomic_write import atomic_write_text, check_folder
 from sa_mmdet.evaluation import METRICS, TASKS, Comparison, common_tasks, compare, without_nan
+from sa_mmdet.evaluation.error_types_comparison import LEAST_SCORE, compare_errors
+from sa_mmdet.evaluation.error_types_tables import as_text, error_tables, errors_as_json, told_apart
 from sa_mmdet.evaluation.plots import plot_intervals
 from sa_mmdet.evaluation.result_files import names_of
-from sa_mmdet.tool_options import add_level, add_plan, add_resamples, seed
+from sa_mmdet.tool_options import add_level, add_plan, add_resamples, probability, seed
 
 COLUMN = 8  # characters
 
@@ -24,6 +26,15 @@ def print_table(found: Comparison) -> None:
     print(f"\n{TASKS[found.task]:{width}}", *(f"{name:>{COLUMN}}" for name in METRICS), sep="")
     for name, points in zip(found.variants, found.means, strict=True):
         print(f"{name:{width}}", *(f"{100 * points[metric]:{COLUMN}.1f}" for metric in METRICS), sep="")
+
+
+def print_errors(arguments: argparse.Namespace, variants: list[tuple[str, list[str]]], task: str) -> dict[str, Any]:
+    given = (arguments.resamples, arguments.level, arguments.seed, arguments.errors_above)
+    found = compare_errors(arguments.annotations, variants, task, *given, show_progress=True)
+    for table in error_tables(found):
+        print(f"\n{as_text(table)}")
+    print(*told_apart(found), sep="\n")
+    return errors_as_json(found)
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -39,6 +50,18 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add_plan(parser)
     add_resamples(parser)
     add_level(parser)
+    parser.add_argument(
+        "--errors",
+        action="store_true",
+        help="say what each type of error costs: classification, localisation, both, duplicate, background, missed",
+    )
+    parser.add_argument(
+        "--errors-above",
+        type=probability,
+        default=LEAST_SCORE,
+        metavar="SCORE",
+        help="with --errors, count the detections with this score or more (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=seed, default=0, help="seed of the draws (default: %(default)s)")
     parser.add_argument("--json", help="file for all metrics and intervals (default: none)")
     parser.add_argument("--png", help="file for a plot of the intervals (default: none)")
@@ -80,6 +103,8 @@ def main() -> None:
                 if arguments.plan is not None:
                     print(*found.plans(arguments.plan / 100), sep="\n")
                 written["tasks"][task]["differences"] = found.differences
+            if arguments.errors:
+                written["tasks"][task]["errors"] = print_errors(arguments, list(files.items()), task)
             written["images"] = found.images
             comparisons.append(found)
         written |= dict(level=arguments.level, resamples=arguments.resamples)
