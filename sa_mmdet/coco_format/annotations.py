@@ -12,12 +12,11 @@ from pycocotools.coco import COCO
 from sa_mmdet.messages import short
 from sa_mmdet.untrusted import RefusedFileError, read_json
 
-from .values import LONGEST_SIDE, are_numbers, check_segmentation, is_number, outline
+from .outlines import Outlines
+from .values import LONGEST_SIDE, are_numbers, check_segmentation, is_number
 
 _HIGHEST_ID = 2**53  # pycocotools keeps annotations' ids as floating-point numbers
 _MOST_CATEGORIES = 20_000  # for each of which pycocotools keeps 100 KB
-# Pixels of all polygons' outlines: for any file, and for each byte of it. COCO's have 2 for a byte.
-_OUTLINES, _OUTLINE_PER_BYTE = 5_000_000, 400
 
 
 def load_annotations(path: str | Path) -> COCO:
@@ -57,7 +56,7 @@ def load_annotations(path: str | Path) -> COCO:
 
 
 def _prepare_objects(content: dict[str, Any], path: str | Path) -> None:
-    left: float = _OUTLINES + _OUTLINE_PER_BYTE * os.path.getsize(path)
+    outlines = Outlines(path)
     images = {image["id"]: image for image in content["images"]}
     renumber = any(isinstance(entry["id"], str) or entry["id"] < 0 for entry in content["annotations"])
     for number, entry in enumerate(content["annotations"], 1):
@@ -68,12 +67,7 @@ def _prepare_objects(content: dict[str, Any], path: str | Path) -> None:
         entry["iscrowd"] = int(bool(entry.get("iscrowd")))
         if entry.get("segmentation") and entry["image_id"] in images:
             check_segmentation(entry["segmentation"], images[entry["image_id"]], where)
-            left -= outline(entry["segmentation"])
-            if left < 0:
-                raise ValueError(
-                    f"{where}: the outlines of all polygons up to here are longer than {_OUTLINE_PER_BYTE} pixels for "
-                    "each byte of the file"
-                )
+            outlines.spend(entry["segmentation"], where)
         if renumber:
             entry["id"] = number
 

@@ -9,11 +9,13 @@ from pycocotools.coco import COCO
 from sa_mmdet.messages import short
 from sa_mmdet.untrusted import read_json
 
+from .dialects import compressed, plain_entries
+from .outlines import Outlines
 from .values import are_numbers, check_compressed_mask
 
 
 def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
-    """Read and check detections in COCO's result format.
+    """Read and check detections in COCO's result format, or in another tool's form of it, see :mod:`.dialects`.
 
     Args:
         path: The file.
@@ -23,9 +25,8 @@ def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
         ValueError: The file cannot be read, an entry lacks a field, has an invalid score, box or mask, or names an
             image or a category that the annotations do not have.
     """
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: must hold a list of detections, but holds a {type(entries).__name__}")
+    entries = plain_entries(read_json(path), coco, path)
+    outlines = Outlines(path)
     images, categories = set(coco.getImgIds()), set(coco.getCatIds())
     for number, entry in enumerate(entries):
         where = f"{path}: entry {number}"
@@ -42,6 +43,7 @@ def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
         if not _is_known(entry["category_id"], categories):
             raise ValueError(
                 f"{where} names the category {short(entry['category_id'])}, which the annotations do not have"
+                f"{_hint(entry['category_id'], categories)}"
             )
         if not are_numbers([entry["score"]]) or not are_numbers(entry.get("bbox", [0] * 4), 4):
             raise ValueError(
@@ -49,12 +51,21 @@ def load_results(path: str | Path, coco: COCO) -> list[dict[str, Any]]:
                 "finite numbers"
             )
         if "segmentation" in entry:
-            check_compressed_mask(entry["segmentation"], coco.imgs[entry["image_id"]], where)
+            image = coco.imgs[entry["image_id"]]
+            entry["segmentation"] = compressed(entry["segmentation"], image, outlines, where)
+            check_compressed_mask(entry["segmentation"], image, where)
     return entries
 
 
 def _is_known(value: Any, known: set[Any]) -> bool:
     return isinstance(value, int | float | str) and value in known
+
+
+def _hint(value: Any, known: set[Any]) -> str:
+    """What may be wrong with an unknown category."""
+    if not isinstance(value, int | float) or any(isinstance(one, str) for one in known):
+        return ""
+    return f": theirs are {min(known)} to {max(known)}; if these numbers count the classes from 0, write the ids"
 
 
 def tasks_of(entries: Sequence[Mapping[str, Any]]) -> set[str]:

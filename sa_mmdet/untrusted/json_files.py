@@ -19,7 +19,7 @@ def read_json(path: str | Path) -> Any:
         RefusedFileError: It cannot be opened, is not JSON, or is nested too deep; the message is one line and names it.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except RecursionError as error:
         raise RefusedFileError(f"{path}: is not readable as JSON: it is nested too deep") from error
     except OSError as error:
