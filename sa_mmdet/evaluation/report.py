@@ -20,6 +20,7 @@ from .gallery import gallery
 from .plots import precision_by_recall, training_curves
 from .runs import Run
 from .tables import MISSING, Table, paper_tables, percent, run_table, speed_table
+from .variants import tell_apart
 
 PAPER_TABLES = Path(__file__).resolve().parents[1] / ".mim" / "configs" / "_paper_"
 
@@ -50,6 +51,7 @@ def build_report(
     Raises:
         ValueError: No run is of the variant that ``baseline`` names.
     """
+    differences = tell_apart(runs)
     runs = _baseline_first(runs, baseline)
     comparisons, notes = _compare(runs, resamples, images)
     template = jinja2.Environment(
@@ -60,7 +62,7 @@ def build_report(
     return template.render(
         version=__version__,
         command=command,
-        skipped=[*skipped, *notes, *(f"{run.name}: {note}" for run in runs for note in run.notes)],
+        skipped=[*skipped, *differences, *notes, *(f"{run.name}: {note}" for run in runs for note in run.notes)],
         runs=run_table(runs),
         paper=paper_tables(runs, PAPER_TABLES),
         speed=speed_table(speed),

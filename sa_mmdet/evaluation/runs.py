@@ -15,6 +15,7 @@ from sa_mmdet.untrusted import literal_config
 from .evaluators import coco_evaluator
 
 _FAMILIES = {"FasterRCNN": "Faster R-CNN", "MaskRCNN": "Mask R-CNN", "RetinaNet": "RetinaNet"}
+_RESNETS = ("ResNet", "AttentionResNet", "SAResNet")
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Run:
     metrics: list[tuple[int, dict[str, float]]]  # epoch and metrics, 0 to 1, such as 'coco/bbox_mAP'
     provenance: dict[str, str]  # such as 'seed', 'PyTorch' and 'GPU'
     notes: list[str] = field(default_factory=list)  # what a report must mention
+    distinction: str = ""  # what tells it from runs that were trained in another way
 
     @property
     def family(self) -> str:
@@ -37,18 +39,27 @@ class Run:
 
     @property
     def backbone(self) -> str:
-        """The backbone without its attention, as the paper calls it, such as 'ResNet-50'."""
-        return f"ResNet-{self.cfg.model.backbone.get('depth', '?')}"
+        """The backbone without its attention, as the paper calls it, such as 'ResNet-50'; others by their class."""
+        cfg = self.cfg.model.backbone
+        kind = self._backbone_class
+        return f"{'ResNet' if kind in _RESNETS else kind}{f'-{cfg.depth}' if 'depth' in cfg else ''}"
+
+    @property
+    def _backbone_class(self) -> str:
+        cfg = self.cfg.model.backbone
+        return str(cfg.get("module", cfg.type)).rpartition(".")[2]  # the class that attention was inserted into
 
     @property
     def attention(self) -> str:
         """The attention, as the paper calls it; 'none' for the plain network."""
-        return attention_label(self.cfg.model.backbone)
+        labels = attention_label(self.cfg.model.backbone).split("+")
+        return "+".join(label for label in labels if label != self._backbone_class) or "none"
 
     @property
     def variant(self) -> str:
         """Detector, backbone and attention, such as 'RetinaNet ResNet-50 SA'; its runs differ only in the seed."""
-        return f"{self.family} {self.backbone} {self.attention}"
+        name = f"{self.family} {self.backbone} {self.attention}"
+        return f"{name} ({self.distinction})" if self.distinction else name
 
     @property
     def annotations(self) -> Path:
