@@ -65,7 +65,7 @@ FORMS: dict[str, Callable[[Entry, list[Entry]], Any]] = {
         one | dict(image_id=f"val/{name_of(truth, one['image_id'])}".replace("jpg", "png")) for one in found
     ],
     "further fields": each(
-        id=lambda one: 7, area=lambda one: 1.0, iscrowd=lambda one: 1, caption=lambda one: "cat", keypoints=lambda one: 7
+        id=lambda one: 7, area=lambda one: 1.0, iscrowd=lambda one: 1, caption=lambda one: "cat", info=lambda one: {}
     ),
     "empty masks": each(segmentation=lambda one: []),
     "masks that are null": each(segmentation=lambda one: None),
