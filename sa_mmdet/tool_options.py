@@ -1,7 +1,8 @@
 """Options that several command-line tools share."""
 
 import argparse
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
@@ -67,6 +68,17 @@ def positive(text: str) -> float:
     if not 0 < value <= 100:
         raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 100")
     return value
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that the networks that a tool is given have different names.
+
+    Raises:
+        ValueError: Two have the same one.
+    """
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"several networks have the name {repeated[0]!r}: give others with --name and --variant")
 
 
 def seed(text: str) -> int:

@@ -12,13 +12,37 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from sa_mmdet.plotting import pyplot, save_figure
+from sa_mmdet.messages import one_line
 
+from .layers_to_explain import Layer, backbone_layers, fitting, named_layer
 from .network import Box, Network, Scores
+from .objects import Seen, seen_in
 
-METHODS = ("gradcam", "hirescam")
+METHODS = ("hirescam", "gradcam")
+
+
+@dataclass
+class Look:
+    """An image, as a network sees it.
+
+    Attributes:
+        shown: What the maps belong to, H x W x 3 with channels in OpenCV's order: the whole image for a detector, the
+            part that its pipeline crops for a classifier.
+        sample: The image's data sample.
+        inputs: The network's input, 1 x 3 x H' x W', which may be padded.
+        size: The height and width of the image without padding, in pixels of the input.
+        seen: Everything that the network sees, those with high scores first.
+        layers: Those that can be explained.
+    """
+
+    shown: NDArray[np.uint8]
+    sample: Any
+    inputs: Tensor
+    size: tuple[int, int]
+    seen: list[Seen]
+    layers: list[Layer]
 
 
 @dataclass
@@ -29,6 +53,7 @@ class Found:
     score: float
     box: Box | None  # None for a class of the whole image
     map: NDArray[np.float32]  # H x W, the image's size; 0 to 1
+    layer: Layer
 
 
 class ActivationMaps:
@@ -45,8 +70,10 @@ class ActivationMaps:
     Args:
         config: The model's config.
         checkpoint: Its weights.
-        layer: The layer whose activations are used, by its dotted name; the last block of the backbone if None.
-        method: 'gradcam' or 'hirescam'.
+        layer: The layer whose activations are used, by its dotted name. If None, for each object the last block of the
+            deepest of the backbone's stages in which the object spans at least 4 positions, see
+            :func:`sa_mmdet.analysis.layers_to_explain.fitting`.
+        method: 'hirescam' or 'gradcam'.
         device: A device of PyTorch.
 
     Raises:
@@ -60,23 +87,17 @@ class ActivationMaps:
         config: str | Path,
         checkpoint: str | Path,
         layer: str | None = None,
-        method: str = "gradcam",
+        method: str = "hirescam",
         device: str = "cpu",
     ):
         if method not in METHODS:
             raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}")
-        self.method = method
+        self.method, self.layer = method, layer
         if importlib.util.find_spec("captum") is None:
             raise ValueError("activation maps need captum: pip install captum")
         self.network = Network(config, checkpoint, device)
-        self.layer = self._last_block() if layer is None else self.network.layer(layer)
-
-    def _last_block(self) -> nn.Module:
-        backbone = self.network.model.backbone
-        stages = [child for key, child in backbone.named_children() if key.startswith("layer")]
-        if not stages:
-            raise ValueError(f"{type(backbone).__name__} has no stages layer1, layer2, ...: give the name of a layer")
-        return stages[-1][-1]
+        if layer is not None:
+            self.network.layer(layer)  # raises if there is none
 
     def __call__(
         self, image: str | Path, top: int = 4, threshold: float = 0.3
@@ -89,31 +110,67 @@ class ActivationMaps:
             threshold: Objects with a lower score are left out.
 
         Returns:
-            The image that the maps belong to, H x W x 3 with channels in OpenCV's order: the whole image for a
-            detector, the part that its pipeline crops for a classifier; and the objects, those with high scores first.
+            The image that the maps belong to, see :class:`Look`, and the objects, those with high scores first.
 
         Raises:
-            ValueError: The file is not a readable image.
+            ValueError: As :meth:`look` and :meth:`explain` raise it.
+        """
+        look = self.look(image)
+        return look.shown, [self.explain(look, one) for one in look.seen[:top] if one.score >= threshold]
+
+    def look(self, image: str | Path) -> Look:
+        """Read an image and detect all objects in it, or compute the scores of all classes.
+
+        Raises:
+            ValueError: The file is not a readable image, or no layer can be explained.
+        """
+        shown, sample, inputs = self.network.read(image)
+        scores = Scores(self.network, sample)
+        with torch.no_grad(), self.network.in_scope():
+            seen = seen_in(self.network, scores, scores(inputs))
+        if self.layer is None:
+            layers = backbone_layers(self.network, inputs)
+        else:
+            layers = [named_layer(self.network, inputs, self.layer, lambda: scores(inputs))]
+        size = shown.shape[:2] if self.network.classifies else sample.img_shape
+        seen.sort(key=lambda one: -one.score)
+        return Look(shown, sample, inputs, (int(size[0]), int(size[1])), seen, layers)
+
+    def explain(self, look: Look, one: Seen) -> Found:
+        """Compute the map of one object.
+
+        Args:
+            look: An image.
+            one: Something that the network sees in it.
+
+        Raises:
+            ValueError: The layer does not influence the score.
         """
         from captum.attr import LayerGradCam, LayerGradientXActivation
 
-        with self.network.in_scope():
-            shown, sample, inputs = self.network.read(image)
-            scores = Scores(self.network, sample)
-            with torch.no_grad():
-                values = scores(inputs)[0]
-            best = [int(i) for i in values.argsort(descending=True)[:top] if values[i] >= threshold]
-            method = LayerGradCam if self.method == "gradcam" else LayerGradientXActivation
-            explain = method(Scores(self.network, sample, logits=True), self.layer)
-            resized = shown.shape[:2] if self.network.classifies else sample.img_shape
-            found = []
-            for index in best:
-                with _attached_scores():
-                    attribution = explain.attribute(inputs, target=index).sum(1, keepdim=True).clamp(min=0)
-                name, box = self.network.name(scores.labels[index]), scores.boxes[index] if scores.boxes else None
-                heat = _at_image_size(attribution.detach(), inputs.shape[-2:], resized, shown.shape)
-                found.append(Found(name, float(values[index]), box, heat))
-        return shown, found
+        layer = fitting(look.layers, None if one.box is None else extent(look, one.box))
+        method = LayerGradCam if self.method == "gradcam" else LayerGradientXActivation
+        with self.network.in_scope(), _attached_scores():
+            explain = method(Scores(self.network, look.sample, logits=True), layer.module)
+            try:
+                attribution = explain.attribute(look.inputs, target=one.index)
+            except RuntimeError as error:
+                if "not have been used in the graph" not in str(error) and "does not require grad" not in str(error):
+                    raise
+                raise ValueError(f"layer {layer.name!r} does not influence the score: {one_line(error, 80)}") from error
+        raised = attribution.sum(1, keepdim=True).clamp(min=0).detach()
+        heat = _at_image_size(raised, look.inputs.shape[-2:], look.size, look.shown.shape)
+        return Found(one.name, one.score, one.box, heat, layer)
+
+
+def extent(look: Look, box: Box | None) -> float:
+    """The square root of a box's area in pixels of the network's input; 0 for a class of the whole image."""
+    if box is None:
+        return 0.0
+    left, top, right, bottom = box
+    area = max(right - left, 0) * max(bottom - top, 0)
+    scale = (look.size[0] / look.shown.shape[0]) * (look.size[1] / look.shown.shape[1])
+    return (area * scale) ** 0.5
 
 
 @contextlib.contextmanager
@@ -140,42 +197,3 @@ def _at_image_size(
     maps = maps[:, :, : resized[0], : resized[1]]
     maps = F.interpolate(maps, tuple(original[:2]), mode="bilinear", align_corners=False)[0, 0]
     return (maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)).cpu().numpy()
-
-
-def draw_sheet(path: str | Path, image: NDArray[np.uint8], rows: dict[str, list[Found]], top: int) -> None:
-    """Draw the objects that several networks found in an image: one row per network, one panel per object.
-
-    Args:
-        path: The image file to write, atomically.
-        image: The image, H x W x 3 with channels in OpenCV's order.
-        rows: For each network its name and its objects.
-        top: The number of columns.
-    """
-    height, width = image.shape[:2]
-    size = (3.2 * top, 0.4 + len(rows) * (3.2 * height / width + 0.3))
-    figure, axes = pyplot().subplots(len(rows), top, figsize=size, squeeze=False, constrained_layout=True)
-    for panels, (name, found) in zip(axes, rows.items(), strict=True):
-        panels[0].set_ylabel(name)
-        for column, panel in enumerate(panels):
-            panel.set_xticks([])
-            panel.set_yticks([])
-            panel.imshow(image[..., ::-1])
-            if column < len(found):
-                _draw_object(panel, found[column])
-            else:
-                panel.set_title("nothing more" if column else "nothing found", fontsize=9)
-                panel.images[0].set_alpha(0.3)
-    save_figure(figure, path)
-
-
-def _draw_object(panel: Any, found: Found) -> None:
-    """Draw an object's map and box over the image."""
-    has_map = found.map.max() > 0
-    if has_map:
-        panel.imshow(found.map, cmap="jet", alpha=0.45, vmin=0, vmax=1)
-    note = "" if has_map else ", no positive influence in this layer"
-    panel.set_title(f"{found.name} {found.score:.2f}{note}", fontsize=9)
-    if found.box is not None:
-        left, top, right, bottom = found.box
-        box = pyplot().Rectangle((left, top), right - left, bottom - top, fill=False, color="white", lw=1.5)
-        panel.add_patch(box)

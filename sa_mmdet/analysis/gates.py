@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.structures.bbox import bbox_overlaps
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sa_mmdet.attention import ShuffleAttention
 from sa_mmdet.ops.tensors import shuffle_channels
 
-from .network import Box, Network, Scores
+from .network import Network, Scores
+from .objects import score_of
 
 Floats = NDArray[np.floating]
 
@@ -38,6 +38,20 @@ def attention_layers(model: nn.Module) -> dict[str, ShuffleAttention]:
     if not layers:
         raise ValueError(f"{type(model).__name__} has no shuffle attention")
     return layers
+
+
+def layer_named(model: nn.Module, name: str | None = None) -> str:
+    """The name of a layer of shuffle attention; the last one of the backbone, or else of the model, if None is given.
+
+    Raises:
+        ValueError: The model has no shuffle attention, or none of this name.
+    """
+    layers = list(attention_layers(model))
+    if name is None:
+        return ([layer for layer in layers if layer.startswith("backbone.")] or layers)[-1]
+    if name not in layers:
+        raise ValueError(f"no shuffle attention has the name {name!r}; give one of {', '.join(layers)}")
+    return name
 
 
 def gates_of(network: Network, image: Tensor) -> list[Gates]:
@@ -101,10 +115,7 @@ def group_scores(
     Raises:
         ValueError: The layer does not exist, or the detector finds nothing in the image.
     """
-    layers = attention_layers(network.model)
-    if layer not in layers:
-        raise ValueError(f"no shuffle attention has the name {layer!r}; give one of {', '.join(layers)}")
-    module = layers[layer]
+    module = attention_layers(network.model)[layer_named(network.model, layer)]
     scores = Scores(network, sample)
     with torch.no_grad(), network.in_scope():
         whole = scores(image)[0]
@@ -115,8 +126,8 @@ def group_scores(
         alone = []
         for group in range(module.groups):
             with only_group(module, group, shuffled):
-                masked = scores(image)[0]
-            alone.append(_score_of(masked, scores, label, box))
+                masked = scores(image)
+            alone.append(score_of(masked, scores, label, box))
             progress()
     return network.name(label), float(whole[best]), alone
 
@@ -130,11 +141,32 @@ def only_group(module: ShuffleAttention, group: int, shuffled: bool) -> Iterator
         group: The group's number, from 0.
         shuffled: Whether groups are numbered after the shuffle, or before it.
     """
+    with only_channels(module, channels_of(module, group, shuffled)):
+        yield
+
+
+def channels_of(module: ShuffleAttention, group: int, shuffled: bool) -> Tensor:
+    """Which channels of a module's output belong to a group, C times true or false.
+
+    Args:
+        module: The attention.
+        group: The group's number, from 0.
+        shuffled: Whether groups are numbered after the shuffle, or before it.
+    """
     width = module.in_channels // module.groups
     inside = torch.arange(module.in_channels) // width == group
-    if not shuffled and module.shuffle:
-        inside = shuffle_channels(inside, dim=0)
-    mask = inside.float().reshape(1, -1, 1, 1)
+    return shuffle_channels(inside, dim=0) if module.shuffle and not shuffled else inside
+
+
+@contextmanager
+def only_channels(module: ShuffleAttention, kept: Tensor) -> Iterator[None]:
+    """A context in which all channels of a module's output are zero, except for some.
+
+    Args:
+        module: The attention.
+        kept: Which channels, C times true or false.
+    """
+    mask = kept.float().reshape(1, -1, 1, 1)
 
     def hook(_: Any, inputs: Any, output: Tensor) -> Tensor:
         return output * mask.to(output)
@@ -144,13 +176,3 @@ def only_group(module: ShuffleAttention, group: int, shuffled: bool) -> Iterator
         yield
     finally:
         handle.remove()
-
-
-def _score_of(masked: Tensor, scores: Scores, label: int, box: Box | None) -> float:
-    if box is None:
-        return float(masked[label])
-    boxes = torch.tensor(scores.boxes).reshape(-1, 4)
-    overlaps = bbox_overlaps(torch.tensor([box]), boxes)[0] >= 0.5
-    same_class = torch.tensor([other == label for other in scores.labels], dtype=torch.bool)
-    matches = overlaps & same_class
-    return float(masked.cpu()[matches].max()) if matches.any() else 0.0

@@ -1,6 +1,9 @@
-"""Draw the Grad-CAM map of each object that detectors or classifiers find: one sheet per image, one row per network.
+"""Draw where detectors or classifiers looked: one sheet per image, one row per network, one column per object.
 
 visualize_cam.py CONFIG CHECKPOINT IMAGE... --variant SE CONFIG CHECKPOINT --variant SA CONFIG CHECKPOINT
+
+Beside the sheets it writes objects.csv, with the layer, the score and the box of each object, and with --faithfulness
+the areas of deletion and insertion, whose curves are in curves.json.
 """
 
 import argparse
@@ -11,11 +14,13 @@ from typing import Any
 from mmdet.utils import register_all_modules
 from tqdm import tqdm
 
-from sa_mmdet.analysis.activation_maps import METHODS, ActivationMaps, Found, draw_sheet
+from sa_mmdet.analysis.activation_maps import METHODS, ActivationMaps
+from sa_mmdet.analysis.cam_sheets import Tables, draw_sheet
+from sa_mmdet.analysis.labelled_images import SUFFIXES
 from sa_mmdet.analysis.network import output_names
-from sa_mmdet.tool_options import add_device, at_least
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+from sa_mmdet.analysis.objects_to_explain import Choice, check, explain
+from sa_mmdet.coco_format import load_annotations
+from sa_mmdet.tool_options import add_device, at_least, check_names
 
 
 def image_files(paths: list[str]) -> list[Path]:
@@ -42,13 +47,27 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--arm", dest="variant", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **variant)
     parser.add_argument(
-        "--layer", help="layer to explain, such as backbone.layer3.5 (default: the backbone's last block)"
+        "--layer",
+        help="layer to explain, such as backbone.layer3.5 (default: for each object the last block of the deepest "
+        "stage in which it spans at least 4 positions)",
     )
     parser.add_argument(
         "--method",
-        default="gradcam",
+        default=METHODS[0],
         choices=METHODS,
-        help="how to compute the maps; hirescam highlights no other objects (default: %(default)s)",
+        help="how to compute the maps; gradcam highlights other objects, too (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--annotations", help="COCO annotations whose objects to explain (default: objects that the networks find)"
+    )
+    parser.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="only these classes (default: all)")
+    parser.add_argument(
+        "--faithfulness",
+        action="store_true",
+        help="compute the areas of deletion and insertion, some hundred forwards per network and image (default: no)",
+    )
+    parser.add_argument(
+        "--steps", type=at_least(2), default=20, help="steps of deletion and insertion (default: %(default)s)"
     )
     parser.add_argument("--top", type=at_least(1), default=4, help="objects per image (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score of an object (default: %(default)s)")
@@ -65,24 +84,34 @@ def main() -> None:
     first = (arguments.name or Path(arguments.config).stem, arguments.config, arguments.checkpoint)
     try:
         files = image_files(arguments.images)
+        variants = [first, *arguments.variant]
+        check_names([name for name, _, _ in variants])
+        choice = Choice(
+            arguments.top,
+            arguments.threshold,
+            arguments.classes,
+            load_annotations(arguments.annotations) if arguments.annotations else None,
+            arguments.steps if arguments.faithfulness else 0,
+        )
         networks = {
             name: ActivationMaps(config, checkpoint, arguments.layer, arguments.method, arguments.device)
-            for name, config, checkpoint in [first, *arguments.variant]
+            for name, config, checkpoint in variants
         }
+        check(networks, choice)
     except (OSError, ValueError) as error:
         sys.exit(f"visualize_cam: {error}")
     arguments.out_dir.mkdir(parents=True, exist_ok=True)
+    tables = Tables(arguments.out_dir)
     skipped = []
     for file, title in zip(tqdm(files, unit="image"), output_names(files), strict=True):
-        rows: dict[str, list[Found]] = {}
         try:
-            for name, network in networks.items():
-                image, rows[name] = network(file, arguments.top, arguments.threshold)
+            columns, rows = explain(networks, file, choice)
         except ValueError as error:
             skipped.append(str(error))
             continue
-        draw_sheet(arguments.out_dir / f"{title}.png", image, rows, arguments.top)
-    print(f"{len(files) - len(skipped)} sheets in {arguments.out_dir}")
+        draw_sheet(arguments.out_dir / f"{title}.png", columns, rows)
+        tables.add(file, columns, rows)
+    print(f"{len(files) - len(skipped)} sheets in {arguments.out_dir}", *tables.means(), sep="\n")
     if skipped:
         sys.exit("\n".join(f"visualize_cam: skipped {line}" for line in skipped))
 
