@@ -14,6 +14,7 @@ from sa_mmdet.plotting import pyplot, save_figure
 from .gates import Gates
 
 _MAPS = 3  # the number of groups whose maps are shown
+_SPAN = 0.1  # the smallest range of gates that takes all colours: less would make noise look like a pattern
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -40,7 +41,7 @@ def plot_channel_gates(path: Path, found: Sequence[Gates]) -> None:
     for row, gates in zip(table, found, strict=True):
         row[: len(gates.channel)] = gates.channel.mean(1)
     figure, panel = pyplot().subplots(figsize=(10, 0.3 * len(found) + 1.5), constrained_layout=True)
-    image = panel.imshow(table, aspect="auto", cmap="viridis")
+    image = panel.imshow(table, aspect="auto", cmap="viridis", **_colour_range(table))
     panel.set_yticks(range(len(found)), [gates.layer.removeprefix("backbone.").removesuffix(".sa") for gates in found])
     panel.set_xlabel("group")
     figure.colorbar(image, label="channel gate, mean of a group")
@@ -65,7 +66,8 @@ def plot_spatial_gates(path: Path, found: Sequence[Gates], image: NDArray[np.uin
         row[0].imshow(image[..., ::-1])
         row[0].set_ylabel(stage)
         for panel, (title, values) in zip(row[1:], shown, strict=False):
-            figure.colorbar(panel.imshow(values, cmap="viridis"), ax=panel, shrink=0.7)
+            drawn = panel.imshow(values, cmap="viridis", **_colour_range(values))
+            figure.colorbar(drawn, ax=panel, shrink=0.7)
             panel.set_title(title, fontsize=9)
         for panel in row:
             panel.set_xticks([])
@@ -73,8 +75,15 @@ def plot_spatial_gates(path: Path, found: Sequence[Gates], image: NDArray[np.uin
     save_figure(figure, path)
 
 
+def _colour_range(gates: NDArray[np.floating]) -> dict[str, float]:
+    """The range of gates for the colours, which covers them all and is not smaller than :data:`_SPAN`."""
+    low, high = np.nanmin(gates), np.nanmax(gates)
+    wider = max(0.0, _SPAN - (high - low)) / 2
+    return dict(vmin=float(low - wider), vmax=float(high + wider))
+
+
 def plot_groups(path: Path, layer: str, name: str, whole: float, scores: Mapping[str, Sequence[float]]) -> None:
-    """Plot the score of the best object with each group alone.
+    """Plot the score of the best object with each group alone, on an axis that begins at 0.
 
     Args:
         path: The image file to write.
@@ -85,8 +94,10 @@ def plot_groups(path: Path, layer: str, name: str, whole: float, scores: Mapping
     """
     figure, panel = pyplot().subplots(figsize=(10, 4), constrained_layout=True)
     for where, values in scores.items():
-        panel.plot(values, marker=".", label=f"one group alone, numbered {where}")
-    panel.axhline(whole, color="grey", label="all groups")
+        span = f"{min(values):.4f} to {max(values):.4f}"
+        panel.plot(values, marker=".", label=f"one group alone, numbered {where}: {span}")
+    panel.axhline(whole, color="grey", label=f"all groups: {whole:.4f}")
+    panel.set_ylim(0, 1.05)
     panel.set_xlabel(f"group of {layer}")
     panel.set_ylabel(f"score of {name}")
     panel.legend()

@@ -11,7 +11,9 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
+from planted import picture, planted
 
+from sa_mmdet.analysis import gate_plots
 from sa_mmdet.analysis.gates import gates_of, group_scores, only_group
 from sa_mmdet.analysis.network import Network, Scores
 from sa_mmdet.attention import ShuffleAttention
@@ -105,6 +107,22 @@ def test_the_tool_writes_plots_and_tables(made: tuple[Path, Path], tool: Tool, t
     assert all(0 <= float(r["minimum"]) <= float(r["mean"]) <= float(r["maximum"]) <= 1 for r in rows)
     with (tmp_path / "out" / "photo_groups.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * 16
+
+
+def test_noise_does_not_look_like_an_effect(tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Attention as it is initialised has one value for all gates, and all groups with nothing in them the same score.
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(gate_plots, "save_figure", lambda figure, path: drawn.update({path.stem: figure}))
+    photo = picture(tmp_path / "photo.png", 64, 64, [(0, 0, 64, 64)])
+    network = planted(tmp_path, "one", "PlantedClassifier", channel=0)
+    assert tool("analysis_tools/visualize_attention.py", *network, photo, "--groups", "--out-dir", tmp_path)[0] == 0
+    low, high = drawn["photo_groups"].axes[0].get_ylim()
+    assert low == 0
+    assert high >= 1
+    for name in ("photo_channel", "photo_spatial"):
+        ranges = [image.get_clim() for axes in drawn[name].axes for image in axes.images if image.get_array().ndim == 2]
+        assert ranges
+        assert all(high - low >= 0.099 for low, high in ranges)
 
 
 def test_invalid_requests_are_refused(made: tuple[Path, Path], tool: Tool, tmp_path: Path) -> None:

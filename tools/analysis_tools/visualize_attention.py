@@ -20,7 +20,7 @@ from sa_mmdet.analysis.gate_plots import (
     write_csv,
     write_statistics,
 )
-from sa_mmdet.analysis.gates import attention_layers, gates_of, group_scores
+from sa_mmdet.analysis.gates import attention_layers, gates_of, group_scores, layer_named
 from sa_mmdet.analysis.network import Network, output_names
 from sa_mmdet.tool_options import add_device
 
@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--groups", action="store_true", help="analyse single groups too, two forwards per group (default: no)"
     )
-    parser.add_argument("--layer", help="the layer of that analysis (default: the last shuffle attention)")
+    parser.add_argument("--layer", help="the layer of that analysis (default: the last of the backbone)")
     parser.add_argument(
         "--out-dir", type=Path, default=Path("attention"), help="folder for the output (default: %(default)s)"
     )
@@ -69,10 +69,7 @@ def main() -> None:
     register_all_modules(init_default_scope=False)
     try:
         network = Network(arguments.config, arguments.checkpoint, arguments.device)
-        layers = attention_layers(network.model)
-        layer = arguments.layer or list(layers)[-1]
-        if layer not in layers:
-            raise ValueError(f"no shuffle attention has the name {layer!r}; give one of {', '.join(layers)}")
+        layer = layer_named(network.model, arguments.layer)
     except (OSError, ValueError) as error:
         sys.exit(f"visualize_attention: {error}")
     arguments.out_dir.mkdir(parents=True, exist_ok=True)
