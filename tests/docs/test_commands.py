@@ -213,6 +213,8 @@ def test_analysis(after_the_demo: Reader, shapes: Path) -> None:
     assert "faster-rcnn_sa-r18_fpn_bccd - faster-rcnn_r18_fpn_bccd: " in said
     assert "</html>" in (after_the_demo.folder / "report.html").read_text()
     assert list((after_the_demo.folder / "cam").iterdir())
+    assert (after_the_demo.folder / "cam_of_annotations" / "curves.json").is_file()
+    assert (after_the_demo.folder / "groups" / "groups.png").is_file()
     assert len(list((after_the_demo.folder / "attention").iterdir())) == 5
 
 

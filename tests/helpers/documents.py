@@ -43,7 +43,8 @@ SHORTER = {
     r"run_comparison\.py": "--seeds 0 --cfg-options train_cfg.max_epochs=1 train_cfg.val_interval=1",
     r"(run_comparison|compare_results|report)\.py": "--resamples 20",
     r"benchmark\.py": "--shape 64 64 --repeats 1 --no-memory",
-    r"visualize_cam\.py": "--threshold 0",
+    r"visualize_cam\.py": "--threshold 0 --steps 2",
+    r"accuracy_by_group\.py": "--limit 2 --resamples 2",
 }
 # The documents speak of the last of many epochs.
 _LINK_CHECKPOINTS = """
