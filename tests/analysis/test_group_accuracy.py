@@ -14,10 +14,10 @@ from mmengine.config import Config
 from places import DEMO, Tool
 from planted import picture, planted
 
-from sa_mmdet.analysis import group_plots
 from sa_mmdet.analysis.gates import attention_layers
 from sa_mmdet.analysis.network import Network
 from sa_mmdet.analysis.shared_start import shared_start
+from sa_mmdet.evaluation import group_plots
 
 TOOL = "analysis_tools/accuracy_by_group.py"
 BEFORE, AFTER, UNSHUFFLED = "before the shuffle", "after the shuffle", "without a shuffle"

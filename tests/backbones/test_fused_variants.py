@@ -166,5 +166,7 @@ def test_a_subclass_of_an_attention_runs_its_own_forward() -> None:
 
 
 def test_an_unknown_implementation_is_refused() -> None:
-    with pytest.raises(ValueError, match="implementation='quick' is unknown: choose one of 'auto', 'reference'"):
+    with pytest.raises(
+        ValueError, match="implementation='quick' is unknown: choose one of 'auto', 'fused', 'reference'"
+    ):
         MODELS.build(dict(type="AttentionResNet", depth=50, implementation="quick"))

@@ -16,10 +16,10 @@ from mmdet.utils import register_all_modules
 from tqdm import tqdm
 
 from sa_mmdet.analysis.gates import layer_named
-from sa_mmdet.analysis.group_accuracy import MEASURES, LayerAccuracy, accuracy_by_group
-from sa_mmdet.analysis.group_plots import described, plot_accuracy, write_accuracy
-from sa_mmdet.analysis.labelled_images import labelled_images
 from sa_mmdet.analysis.network import Network
+from sa_mmdet.evaluation.group_accuracy import MEASURES, LayerAccuracy, accuracy_by_group
+from sa_mmdet.evaluation.group_plots import described, plot_accuracy, write_accuracy
+from sa_mmdet.evaluation.labelled_images import labelled_images
 from sa_mmdet.tool_options import add_device, at_least, check_names
 
 

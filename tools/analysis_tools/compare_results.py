@@ -53,7 +53,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--errors",
         action="store_true",
-        help="say what each type of error costs: classification, localisation, both, duplicate, background, missed",
+        help="say what each type of error costs: classification, localisation, both, duplicate, background, missed "
+        "(default: do not say it)",
     )
     parser.add_argument(
         "--errors-above",

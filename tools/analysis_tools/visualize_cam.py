@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from sa_mmdet.analysis.activation_maps import METHODS, ActivationMaps
 from sa_mmdet.analysis.cam_sheets import Tables, draw_sheet
-from sa_mmdet.analysis.labelled_images import SUFFIXES
 from sa_mmdet.analysis.network import output_names
 from sa_mmdet.analysis.objects_to_explain import Choice, check, explain
 from sa_mmdet.coco_format import load_annotations
+from sa_mmdet.evaluation.labelled_images import SUFFIXES
 from sa_mmdet.tool_options import add_device, at_least, check_names
 
 

@@ -21,9 +21,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", help="COCO annotations of the test images")
     parser.add_argument("results", nargs="+", help="COCO result files, one per run")
-    parser.add_argument("--seeds", type=at_least(1), nargs="+", default=[1, 3, 5], help="(default: %(default)s)")
-    parser.add_argument("--variants", type=at_least(2), nargs="+", default=[2, 6], help="(default: %(default)s)")
-    parser.add_argument("--studies", type=at_least(1), default=4000, help="for each line (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=at_least(1), nargs="+", default=[1, 3, 5], help="runs of a variant (default: 1 3 5)"
+    )
+    parser.add_argument(
+        "--variants", type=at_least(2), nargs="+", default=[2, 6], help="variants of a study (default: 2 6)"
+    )
+    parser.add_argument("--studies", type=at_least(1), default=4000, help="number of studies (default: %(default)s)")
     add_resamples(parser)
     add_level(parser)
     arguments = parser.parse_args()

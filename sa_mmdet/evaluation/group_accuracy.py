@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sa_mmdet.analysis.gates import attention_layers, channels_of, layer_named, only_channels
+from sa_mmdet.analysis.network import Network, Scores
+from sa_mmdet.analysis.objects import seen_in
+from sa_mmdet.analysis.shared_start import shared_start
 from sa_mmdet.attention import ShuffleAttention
 
-from .gates import attention_layers, channels_of, layer_named, only_channels
 from .labelled_images import LabelledImages
-from .network import Network, Scores
-from .objects import seen_in
-from .shared_start import shared_start
 
 MEASURES = ("alone", "removed")
 BEFORE, AFTER = "before the shuffle", "after the shuffle"

@@ -13,14 +13,14 @@ from mmengine.config import Config
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
+from sa_mmdet.analysis.network import Network
+from sa_mmdet.analysis.objects import Seen
 from sa_mmdet.coco_format import leads_inside, load_annotations
-from sa_mmdet.evaluation import evaluate
-from sa_mmdet.evaluation.bootstrap import bootstrap
-from sa_mmdet.evaluation.evaluators import annotations_of
 from sa_mmdet.messages import listed, short
 
-from .network import Network
-from .objects import Seen
+from .average_precision import evaluate
+from .bootstrap import bootstrap
+from .evaluators import annotations_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 Floats = NDArray[np.floating]

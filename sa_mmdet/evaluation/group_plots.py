@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from sa_mmdet.analysis.gate_plots import write_csv
 from sa_mmdet.plotting import pyplot, save_figure
 
-from .gate_plots import write_csv
 from .group_accuracy import GroupAccuracy, LayerAccuracy
 
 
