@@ -50,7 +50,7 @@ SHORTER = {
 # The documents speak of the last of many epochs.
 _LINK_CHECKPOINTS = """
 find work_dirs -name last_checkpoint | while read -r record; do
-    for epoch in 12 16; do
+    for epoch in 10 12; do
         target="${record%/*}/epoch_$epoch.pth"
         [ -e "$target" ] || ln -s "$(realpath "$(cat "$record")")" "$target"
     done
