@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import signal
 import subprocess
@@ -14,12 +15,24 @@ from .commands import Commands
 from .environment import Environment
 from .mmcv import Mmcv
 from .native import Native
-from .output import explain, fail, say
+from .output import Job, explain, fail, say
 from .packages import Packages
 from .settings import Settings
 
 _STEPS = 5
 _READY = "import sa_mmdet, mmdet"  # works in an environment that is ready
+# Python compiles modules when they are first imported, here more than 3000: it does so while mmcv's last unit compiles.
+_PREPARE = """
+import compileall, importlib, importlib.util
+for name in ("mim", "mmengine.runner", "torch._dynamo", "matplotlib.pyplot", "scipy.optimize", "pandas"):
+    try:
+        importlib.import_module(name)
+    except Exception:
+        pass
+mmdet = importlib.util.find_spec("mmdet")
+for folder in mmdet.submodule_search_locations if mmdet else ():
+    compileall.compile_dir(folder, quiet=2, workers=1)
+"""
 _STAND_INS = "sa_mmdet.compat.mmcv_operators"  # makes mmcv use torchvision's operators
 
 
@@ -34,6 +47,7 @@ class Setup:
         self.settings = chosen
         self.environment = Environment(chosen)
         self.commands = Commands(self.environment, _STEPS)
+        self._preparing: Job | None = None
 
     def run(self) -> None:
         """Do all steps that are needed; exit with a message where one fails."""
@@ -55,10 +69,12 @@ class Setup:
         native = Native(self.commands)
         native.start()
         try:
-            Mmcv(self.commands, packages).install()
-            self._install_this(native)
+            Mmcv(self.commands, packages, functools.partial(self._install_this, native)).install()
+            self._check()
         finally:
             native.stop()
+            if self._preparing is not None:
+                self._preparing.stop()
         self.finish()
 
     def ready(self) -> bool:
@@ -124,11 +140,14 @@ class Setup:
                 link.unlink()
             if not link.exists():
                 link.symlink_to(settings.REPOSITORY / "sa_mmdet")
-            if self.settings.operators == "torchvision":
-                self.commands.watch(self.commands.start(str(self.environment.python), "-m", _STAND_INS, "install"))
-            problem = self.environment.problem("import mim, sa_mmdet")
-            if problem is not None:
-                fail(f"installed, but cannot be imported: {explain(problem)}")
+        self._preparing = self.commands.start(str(self.environment.python), "-c", _PREPARE)
+
+    def _check(self) -> None:
+        if self.settings.operators == "torchvision":
+            self.commands.watch(self.commands.start(str(self.environment.python), "-m", _STAND_INS, "install"))
+        problem = self.environment.problem("import mim, sa_mmdet")
+        if problem is not None:
+            fail(f"installed, but cannot be imported: {explain(problem)}")
 
     def finish(self) -> None:
         """Mark the environment as ready, and say what it contains."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from . import causes, cuda, operators, system
@@ -19,22 +20,21 @@ class Mmcv:
     Args:
         commands: Runs pip and the compiler.
         packages: The other packages.
+        install_this: Installs this package, which is done before mmcv is there: it then waits for nothing.
     """
 
-    def __init__(self, commands: Commands, packages: Packages) -> None:
-        self._commands, self._packages = commands, packages
+    def __init__(self, commands: Commands, packages: Packages, install_this: Callable[[], None]) -> None:
+        self._commands, self._packages, self._install_this = commands, packages, install_this
         self._environment, self._progress = commands.environment, commands.progress
 
     def install(self) -> None:
         """Install mmcv as the user chose, and the other packages."""
         if self._environment.settings.operators == "torchvision":
-            with self._progress.step("MMDetection, tools, torchvision", _PACKAGES_SECONDS):
-                self._packages.install()
+            self._install_others("MMDetection, tools, torchvision")
             with self._progress.step("mmcv without operators", 20):
                 self._install_without_operators()
         elif operators.problem(self._environment) is None:
-            with self._progress.step("MMDetection and tools", _PACKAGES_SECONDS):
-                self._packages.install()
+            self._install_others("MMDetection and tools")
             with self._progress.step("mmcv's operators work already", 1):
                 pass
         else:
@@ -46,6 +46,11 @@ class Mmcv:
             finally:
                 lock.release()
 
+    def _install_others(self, title: str) -> None:
+        with self._progress.step(title, _PACKAGES_SECONDS):
+            self._packages.install()
+        self._install_this()
+
     def install_compiled(self, wheel: operators.Wheel, facts: dict[str, Any]) -> None:
         """Install a kept wheel of mmcv, or compile it while pip downloads and installs the other packages.
 
@@ -54,8 +59,7 @@ class Mmcv:
             facts: What compiled operators depend on.
         """
         if wheel.find():
-            with self._progress.step("MMDetection and tools", _PACKAGES_SECONDS):
-                self._packages.install()
+            self._install_others("MMDetection and tools")
             with self._progress.step(f"mmcv, kept from an earlier set-up in {wheel.folder}", 10):
                 problem = self._install_wheel(wheel)
             if problem is None:
@@ -80,8 +84,7 @@ class Mmcv:
         job = build.start(grouped, self._commands.descriptors)
         try:
             if not alone:
-                with self._progress.step("MMDetection and tools, while mmcv's operators compile", _PACKAGES_SECONDS):
-                    self._packages.install()
+                self._install_others("MMDetection and tools, while mmcv's operators compile")
             how = "in few units" if grouped else "file by file"
             with self._progress.step(
                 f"mmcv's operators, compiled {how} by {system.jobs(wheel.gpu)} processes", expected

@@ -71,8 +71,10 @@ def changed(extension: Callable[..., Any], standard: int | None, few: bool) -> C
         if few:
             folders = [Path(path) for path in options["include_dirs"]]
             jobs = int(os.environ["MAX_JOBS"])
-            written = units.write([Path(path) for path in sources], folders, Path("units"), jobs)
+            folder = Path("units")
+            written = units.write([Path(path) for path in sources], folders, folder, jobs)
             sources = [str(path) for path in written]
+            options["include_dirs"].insert(0, str((folder / units.HEADERS).resolve()))
         return extension(name, sources, *positional, **options)
 
     return make

@@ -19,7 +19,7 @@ class Machine:
         self.environment = Environment(chosen)
         commands = Commands(self.environment, steps=5)
         packages = Packages(commands)
-        self.mmcv = Mmcv(commands, packages)
+        self.mmcv = Mmcv(commands, packages, lambda: None)
         self.wheel = operators.Wheel.for_facts(chosen.cache, "mmcv==2.1.0", FACTS, plain=False)
         self.done: list[str] = []
         self.fails: dict[bool, str] = {}  # the output of a build that fails; the key is whether it has few units
