@@ -17,6 +17,7 @@ from .values import LONGEST_SIDE, are_numbers, check_segmentation, is_number
 
 _HIGHEST_ID = 2**53  # pycocotools keeps annotations' ids as floating-point numbers
 _MOST_CATEGORIES = 20_000  # for each of which pycocotools keeps 100 KB
+_CHECKED_AT_ONCE = 4096  # objects
 
 
 def load_annotations(path: str | Path) -> COCO:
@@ -58,18 +59,24 @@ def load_annotations(path: str | Path) -> COCO:
 def _prepare_objects(content: dict[str, Any], path: str | Path) -> None:
     outlines = Outlines(path)
     images = {image["id"]: image for image in content["images"]}
-    renumber = any(isinstance(entry["id"], str) or entry["id"] < 0 for entry in content["annotations"])
-    for number, entry in enumerate(content["annotations"], 1):
-        where = f"{path}: annotation {entry['id']}"
-        if entry["id"] == 0:
-            raise ValueError(f"{where}: pycocotools uses this id for 'no match': number annotations from 1")
-        _check_box(entry, where)
-        entry["iscrowd"] = int(bool(entry.get("iscrowd")))
-        if entry.get("segmentation") and entry["image_id"] in images:
-            check_segmentation(entry["segmentation"], images[entry["image_id"]], where)
-            outlines.spend(entry["segmentation"], where)
-        if renumber:
-            entry["id"] = number
+    entries = content["annotations"]
+    renumber = any(isinstance(entry["id"], str) or entry["id"] < 0 for entry in entries)
+    for begin in range(0, len(entries), _CHECKED_AT_ONCE):
+        some = entries[begin : begin + _CHECKED_AT_ONCE]
+        masks = [entry.get("segmentation") for entry in some if entry["image_id"] in images]
+        are_valid = outlines.spend_all([mask for mask in masks if mask and isinstance(mask, list)])
+        for number, entry in enumerate(some, begin + 1):
+            where = f"{path}: annotation {entry['id']}"
+            if entry["id"] == 0:
+                raise ValueError(f"{where}: pycocotools uses this id for 'no match': number annotations from 1")
+            _check_box(entry, where)
+            entry["iscrowd"] = int(bool(entry.get("iscrowd")))
+            mask = entry.get("segmentation")
+            if mask and entry["image_id"] in images and not (are_valid and isinstance(mask, list)):
+                check_segmentation(mask, images[entry["image_id"]], where)
+                outlines.spend(mask, where)
+            if renumber:
+                entry["id"] = number
 
 
 def read_annotations(path: str | Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """A limit on the polygons of a file: pycocotools walks along each of them pixel by pixel."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .values import outline
+from .values import outline, outline_of_all
 
 # Pixels of all polygons' outlines: for any file, and for each byte of it. COCO's have 2 for a byte.
 _OUTLINES, _OUTLINE_PER_BYTE = 5_000_000, 400
@@ -36,3 +37,18 @@ class Outlines:
                 f"{where}: the outlines of all polygons up to here are longer than {_OUTLINE_PER_BYTE} pixels for "
                 "each byte of the file"
             )
+
+    def spend_all(self, segmentations: Sequence[list[Any]]) -> bool:
+        """Count several masks, which were not checked, if all of them are valid and not too long: a quick check.
+
+        Args:
+            segmentations: The masks, lists.
+
+        Returns:
+            Whether they were counted; if not, check and count them one by one.
+        """
+        together = outline_of_all(segmentations)
+        if together is None or together > self._left:
+            return False
+        self._left -= together
+        return True

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sa_mmdet.coco_format import load_annotations, load_results, tasks_of
-
-from .average_precision import METRICS, TASKS, Evaluation, evaluate_files
+from .average_precision import METRICS, TASKS, Evaluation
 from .bootstrap import bootstrap, steps
-from .result_files import check_images
+from .files import evaluate_files
+from .objects import Floats
 from .verdicts import Variance, plan, rows, word
 
 # For each metric its 'difference', -1 to 1, 'low' and 'high', the bounds of its confidence interval, 'p', and
@@ -26,33 +25,40 @@ Difference = dict[str, dict[str, float]]
 class Comparison:
     """Several variants of a model, each with one run or several, evaluated on the same images for one task."""
 
-    task: str  # 'bbox' or 'segm'
+    task: str  # 'bbox', 'segm' or 'classification'
+    metrics: list[str]  # their names, such as METRICS; the first is the one that counts
     variants: list[str]  # the variants' names; the others are compared with the first
-    runs: list[list[Evaluation]]  # for each variant the evaluations of its runs
+    runs: list[list[Any]]  # for each variant what was measured of its runs: an Evaluation or an Accuracy
     means: list[dict[str, float]]  # for each variant its metrics, averaged over its runs
     differences: list[Difference]  # for each variant except the first
     variances: list[dict[str, Variance]]  # those of the differences
     level: float  # the confidence level of the intervals
+    least_images: int = 0  # without so many there is no verdict
 
     @property
     def images(self) -> int:
         """The number of images."""
         return self.runs[0][0].images
 
+    def label(self, metric: str) -> str:
+        """A metric's name with the task, such as 'box AP'."""
+        return f"{TASKS[self.task]} {metric}" if self.task in TASKS else metric
+
     @property
     def deviations(self) -> list[dict[str, float | None]]:
         """For each variant and metric the standard deviation over its runs; None for a single run."""
         return [
-            {m: statistics.stdev(run.points[m] for run in runs) if len(runs) > 1 else None for m in METRICS}
+            {m: statistics.stdev(run.points[m] for run in runs) if len(runs) > 1 else None for m in self.metrics}
             for runs in self.runs
         ]
 
-    def sentences(self, metrics: Sequence[str] = ("AP",)) -> list[str]:
+    def sentences(self, metrics: Sequence[str] = ()) -> list[str]:
         """Describe each difference in one sentence, which ends with the verdict.
 
         Args:
-            metrics: The metrics to describe, of :data:`METRICS`.
+            metrics: The metrics to describe; the first alone if empty.
         """
+        metrics = metrics or self.metrics[:1]
         return [
             self._sentence(number, name, metric, explain=metric == metrics[0])
             for number, name in enumerate(self.variants[1:])
@@ -60,7 +66,7 @@ class Comparison:
         ]
 
     def _sentence(self, number: int, name: str, metric: str, explain: bool) -> str:
-        found, label = self.differences[number][metric], f"{TASKS[self.task]} {metric}"
+        found, label = self.differences[number][metric], self.label(metric)
         what = f"{name} - {self.variants[0]}"
         change, low, high = (100 * found[key] for key in ("difference", "low", "high"))
         if math.isnan(change):
@@ -69,7 +75,8 @@ class Comparison:
         known = min(own, base) > 1
         over = "seeds and images" if known else "the images alone"
         text = f"{what}: {change:+.1f} {label}, {self.level:.0%} interval over {over} {low:+.1f} to {high:+.1f}"
-        if known:
+        few = self.images < self.least_images
+        if known and not few:
             text += f", p = {_probability(found['p'])}"
             if len(self.differences) > 1:
                 text += f" ({_probability(found['adjusted'])} for {len(self.differences)} variants together)"
@@ -77,23 +84,29 @@ class Comparison:
         verdict = word(found, self.level)
         if explain and not known:
             verdict += ": a single run does not show what another seed would change; train two or more of each"
+        elif explain and few:
+            verdict += f": a verdict needs {self.least_images} images or more"
         return f"{text}: {verdict}"
 
     def plans(self, difference: float) -> list[str]:
-        """Say for each variant what it takes to show a difference of box or mask AP with a probability of 80 %.
+        """Say for each variant what it takes to show a difference of the first metric with a probability of 80 %.
 
         Args:
-            difference: The difference, positive, of AP from 0 to 1.
+            difference: The difference, positive, of a metric from 0 to 1.
         """
         found = []
+        metric = self.metrics[0]
         error = (1 - self.level) / max(1, len(self.variances))
         for name, variances, own_difference in zip(self.variants[1:], self.variances, self.differences, strict=True):
-            if math.isnan(own_difference["AP"]["difference"]):
+            if math.isnan(own_difference[metric]["difference"]):
                 continue
-            own = variances["AP"]
-            what = f"{name} - {self.variants[0]}: to show {100 * difference:.1f} {TASKS[self.task]} AP"
+            own = variances[metric]
+            what = f"{name} - {self.variants[0]}: to show {100 * difference:.1f} {self.label(metric)}"
             if math.isnan(own.seed):
                 found.append(f"{what}, train two or more runs of each first: a single one does not show their variance")
+                continue
+            if self.images < self.least_images:
+                found.append(f"{what}, test on {self.least_images} images or more first: fewer do not show it")
                 continue
             seeds, images = plan(own, difference, error)
             runs = (
@@ -120,6 +133,7 @@ def compare(
     level: float = 0.95,
     seed: int = 0,
     show_progress: bool = False,
+    evaluations: Mapping[str | Path, Evaluation] | None = None,
 ) -> Comparison:
     """Evaluate result files, and compute the differences between variants with intervals over seeds and images.
 
@@ -134,25 +148,57 @@ def compare(
         level: The confidence level of the intervals, between 0 and 1.
         seed: The seed of the random draws.
         show_progress: Whether to show a progress bar.
+        evaluations: Those of the result files for the task, if they are known: see :func:`evaluate_common`.
 
     Raises:
         ValueError: A file cannot be read or is invalid.
     """
-    flat = evaluate_files(annotations, [path for _, paths in variants for path in paths], task)
+    files = [path for _, paths in variants for path in paths]
+    flat = [evaluations[path] for path in files] if evaluations else evaluate_files(annotations, files, task)
     remaining = iter(flat)
     runs = [[next(remaining) for _ in paths] for _, paths in variants]
-    means = [{m: float(np.mean([run.points[m] for run in found])) for m in METRICS} for found in runs]
-    differences: list[Difference] = []
-    variances: list[dict[str, Variance]] = []
+    samples: list[list[dict[str, Floats]]] = []
     if len(runs) > 1:
         with tqdm(
             total=steps(flat, resamples), desc=f"{resamples} resamples", leave=False, disable=not show_progress
         ) as bar:
             drawn = iter(bootstrap(flat, resamples, seed, bar.update))
         samples = [[next(drawn) for _ in found] for found in runs]
+    return compared(task, METRICS, [name for name, _ in variants], runs, samples, level)
+
+
+def compared(
+    task: str,
+    metrics: Sequence[str],
+    names: Sequence[str],
+    runs: Sequence[Sequence[Any]],
+    samples: Sequence[Sequence[Mapping[str, Floats]]],
+    level: float,
+    least_images: int = 0,
+) -> Comparison:
+    """Judge the differences between variants.
+
+    Args:
+        task: What was measured, 'bbox', 'segm' or 'classification'.
+        metrics: The metrics' names.
+        names: The variants' names.
+        runs: For each variant what was measured of its runs, each with its metrics as ``points``.
+        samples: For each variant the metrics of its runs on the same resamples of the images; not used for one variant.
+        level: The confidence level of the intervals, between 0 and 1.
+        least_images: How many images a verdict needs.
+    """
+    means = [{m: float(np.mean([run.points[m] for run in found])) for m in metrics} for found in runs]
+    differences: list[Difference] = []
+    variances: list[dict[str, Variance]] = []
+    if len(runs) > 1:
         points = [[run.points for run in found] for found in runs]
-        differences, variances = rows(points, samples, flat[0].images, level)
-    return Comparison(task, [name for name, _ in variants], runs, means, differences, variances, level)
+        differences, variances = rows(points, samples, runs[0][0].images, level, metrics)
+        if runs[0][0].images < least_images:
+            for found in differences:
+                for row in found.values():
+                    row.update(p=math.nan, adjusted=math.nan)
+    own = [list(found) for found in runs]
+    return Comparison(task, list(metrics), list(names), own, means, differences, variances, level, least_images)
 
 
 def without_nan(value: Any) -> Any:
@@ -162,29 +208,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def common_tasks(annotations: str | Path, results: Sequence[str | Path]) -> tuple[list[str], list[str]]:
-    """Find the tasks that all result files have detections for; this also checks all files before a long evaluation.
-
-    Args:
-        annotations: The file of COCO annotations.
-        results: The result files; one without any detection is valid for every task.
-
-    Returns:
-        The tasks, of :data:`TASKS`, and what raises a doubt whether the results belong to the annotations.
-
-    Raises:
-        ValueError: A file cannot be read or is invalid, belongs to other images, or the files have no task in common.
-    """
-    coco = load_annotations(annotations)
-    found: list[set[str]] = []
-    doubts: list[str] = []
-    for path in results:
-        entries = load_results(path, coco)
-        doubts += check_images(path, entries, coco, annotations)
-        found += [tasks_of(entries)] if entries else []
-    tasks = sorted(set.intersection(*found)) if found else ["bbox"]
-    if not tasks:
-        raise ValueError("some result files have only boxes and others only masks: there is nothing to compare")
-    return tasks, doubts

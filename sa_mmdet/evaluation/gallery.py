@@ -17,19 +17,20 @@ from .runs import Run
 
 Detections = Mapping[int, Sequence[Mapping[str, Any]]]  # by the image's id
 _LOWEST_SCORE = 0.3  # detections with a lower score are neither drawn nor counted
-_WIDTH, _HEIGHT = 480, 1920  # the largest size of an image in the gallery, in pixels
+_WIDTH, _HEIGHT = 640, 1920  # the largest size of an image in the gallery, in pixels
 _FAR = 1_000_000  # the largest coordinate that OpenCV can draw, in pixels
 _COLOURS = ((60, 20, 220), (0, 170, 0), (230, 120, 0), (200, 0, 200), (0, 140, 255), (160, 160, 0))
 
 
 def gallery(
-    annotations: str | Path, runs: Sequence[Run], task: str, count: int
+    annotations: str | Path, runs: Sequence[Run], names: Sequence[str], task: str, count: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Draw the images for which the number of correct detections differs most between runs.
+    """Draw the images for which right less wrong detections differ most between runs.
 
     Args:
         annotations: The file of COCO annotations.
         runs: Runs that have results for the task.
+        names: What the captions call them.
         task: 'bbox' or 'segm'.
         count: The largest number of images.
 
@@ -40,8 +41,9 @@ def gallery(
     coco = load_annotations(annotations)
     found = [_by_image(load_results(str(run.results(task)), coco)) for run in runs]
     truth = {image: coco.imgToAnns.get(image, []) for image in coco.getImgIds()}
-    balances = [{image: _balance(truth[image], own.get(image, [])) for image in truth} for own in found]
-    spread = {image: max(own[image] for own in balances) - min(own[image] for own in balances) for image in truth}
+    counts = [{image: _counts(truth[image], own.get(image, [])) for image in truth} for own in found]
+    balances = {image: [right - wrong for right, wrong, _ in (own[image] for own in counts)] for image in truth}
+    spread = {image: max(own) - min(own) for image, own in balances.items()}
     folder, root = _image_folder(runs[0]), _root(runs[0])
     if _is_in(annotations, runs[0].folder) and not _is_in(folder, runs[0].folder):
         return [], []  # whoever made the work directory chose both, and could choose any image of this machine
@@ -58,13 +60,23 @@ def gallery(
         pixels = cv2.imread(str(path))
         if pixels is None:
             continue
-        panels = [dict(title="ground truth", data=_drawn(pixels, truth[image], coco))]
-        for run, own, balance in zip(runs, found, balances, strict=True):
-            title = f"{run.name}: {balance[image]:+d} correct minus wrong"
+        objects = sum(not one.get("iscrowd") for one in truth[image])
+        title = f"ground truth: {objects} object{'' if objects == 1 else 's'}"
+        panels = [dict(title=title, data=_drawn(pixels, truth[image], coco))]
+        for name, own, numbers in zip(names, found, counts, strict=True):
+            right, wrong, missed = numbers[image]
+            title = f"{name}: {right} right, {wrong} wrong, {missed} missed"
             panels.append(dict(title=title, data=_drawn(pixels, own.get(image, []), coco)))
         shown.append(dict(name=path.name, panels=panels))
-    reason = "are not shown, since their names lead out of the data set's folder"
-    return shown, [f"{annotations}: images such as {short(elsewhere[0])} {reason}"] if elsewhere else []
+    notes = []
+    if elsewhere:
+        reason = "are not shown, since their names lead out of the data set's folder"
+        notes.append(f"{annotations}: images such as {short(elsewhere[0])} {reason}")
+    if not shown and not elsewhere:
+        notes.append(
+            f"no image is shown, since none is in {short(str(folder))}: name the data set's folder with --data-root"
+        )
+    return shown, notes
 
 
 def _by_image(entries: Sequence[dict[str, Any]]) -> Detections:
@@ -78,12 +90,15 @@ def _by_image(entries: Sequence[dict[str, Any]]) -> Detections:
 def _image_folder(run: Run) -> Path:
     dataset = _dataset(run)
     prefix = dataset.get("data_prefix")
-    return Path(_text(dataset, "data_root"), _text(prefix if isinstance(prefix, dict) else {}, "img"))
+    inner = _text(prefix if isinstance(prefix, dict) else {}, "img")
+    if run.data_root is not None and not inner:
+        return run.data_root
+    return run.place(str(Path(_text(dataset, "data_root"), inner)))
 
 
 def _root(run: Run) -> Path:
     """The data set's folder, out of which no image is shown."""
-    return Path(_text(_dataset(run), "data_root") or _image_folder(run))
+    return run.data_root or Path(_text(_dataset(run), "data_root") or _image_folder(run))
 
 
 def _dataset(run: Run) -> Mapping[str, Any]:
@@ -101,17 +116,17 @@ def _is_in(path: str | Path, folder: Path) -> bool:
     return Path(path).resolve().is_relative_to(folder.resolve())
 
 
-def _balance(truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> int:
-    """The number of detections that match an object of their class at an IoU of 0.5, minus the number of others."""
+def _counts(truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
+    """How many detections match an object of their class at an IoU of 0.5, how many do not, and how many are missed."""
     free = [one for one in truth if not one.get("iscrowd")]
-    correct = 0
+    right = 0
     for entry in sorted(found, key=lambda entry: -entry["score"]):
         same = [one for one in free if one["category_id"] == entry["category_id"]]
         matches = [one for one in same if mask.iou([entry["bbox"]], [one["bbox"]], [0]) >= 0.5]
         if matches:
             free.remove(matches[0])
-            correct += 1
-    return 2 * correct - len(found)
+            right += 1
+    return right, len(found) - right, len(free)
 
 
 def _drawn(image: Any, entries: Sequence[Mapping[str, Any]], coco: COCO) -> str:

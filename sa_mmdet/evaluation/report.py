@@ -1,28 +1,25 @@
 """A report on a set of trainings beside the paper's results, as one HTML page that needs no network."""
 
-import math
-import os
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from sa_mmdet.messages import short
+from sa_mmdet.messages import listed
 from sa_mmdet.version import __version__
 
 from .average_precision import TASKS
-from .comparison import Comparison, compare
-from .error_types_comparison import compare_errors
-from .error_types_tables import error_tables, told_apart
-from .gallery import gallery
-from .plots import precision_by_recall, training_curves
+from .costs import costs_of
+from .plots import training_curves
+from .report_parts import Study, part_of
 from .runs import Run
-from .tables import MISSING, Table, paper_tables, percent, run_table, speed_table
-from .variants import tell_apart
+from .tables import MISSING, Table, paper_tables, read_times, run_tables, speed_table
+from .test_sets import comparable
+from .variants import by_variant, counted, distinguish, other_differences, short_names, told_by_name
 
 PAPER_TABLES = Path(__file__).resolve().parents[1] / ".mim" / "configs" / "_paper_"
+_FIRST = (*"+-0123456789", MISSING, "undefined")  # what a cell with a figure begins with
 
 
 def build_report(
@@ -51,97 +48,80 @@ def build_report(
     Raises:
         ValueError: No run is of the variant that ``baseline`` names.
     """
-    differences = tell_apart(runs)
-    runs = _baseline_first(runs, baseline)
-    comparisons, notes = _compare(runs, resamples, images)
-    template = jinja2.Environment(
+    every, notes = told_by_name(runs)
+    every, said = distinguish(every)
+    notes += said
+    every = _baseline_first(every, baseline)
+    own, said = counted(every)
+    notes += said
+    if baseline is None and len(by_variant(own)) > 1 and own[0].attention != "none":
+        notes.append(
+            f"no variant is without attention: the others are compared with {short_names(own)[own[0].variant]}, the "
+            "first; name another with --baseline"
+        )
+    different = comparable(own)
+    notes += different or other_differences(own)
+    with_times = read_times(speed, own)
+    if speed is not None and not with_times[0]:
+        notes.append("--speed has no times of these runs' backbones at their depth: the charts have none")
+    study = Study(own, short_names(own), costs_of(own), *with_times, PAPER_TABLES)
+    parts: list[dict[str, Any]] = []
+    for task in TASKS if not different else ():
+        part, said = part_of(study, task, resamples, 0 if any(one["gallery"] for one in parts) else images)
+        parts += [part] if part else []
+        notes += said
+    if all(run.results(task) is None for run in own for task in TASKS):
+        notes.append("no run has results.bbox.json or results.segm.json (run_comparison keeps them): nothing is judged")
+    pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-    ).get_template("report.html")
-    return template.render(
+    )
+    pages.filters |= dict(sentence=_sentence, kinds=_kinds)
+    return pages.get_template("report.html").render(
         version=__version__,
         command=command,
-        skipped=[*skipped, *differences, *notes, *(f"{run.name}: {note}" for run in runs for note in run.notes)],
-        runs=run_table(runs),
-        paper=paper_tables(runs, PAPER_TABLES),
+        skipped=[*skipped, *dict.fromkeys(notes), *(f"{run.name}: {note}" for run in every for note in run.notes)],
+        subject=_subject(own),
+        parts=parts,
+        runs=run_tables(every),
+        paper=paper_tables(own, PAPER_TABLES),
         speed=speed_table(speed),
-        curves=training_curves(_by_variant(runs)),
-        comparisons=comparisons,
-        provenance=[dict(run=run.name, config=run.cfg.pretty_text, **run.provenance) for run in runs],
+        curves=training_curves(by_variant(every), short_names(every)),
+        provenance=[dict(run=run.name, config=run.text, **run.provenance) for run in every],
     )
 
 
 def _baseline_first(runs: Sequence[Run], baseline: str | None) -> list[Run]:
+    names = short_names(runs)
     if baseline is None:
         chosen = next((run.variant for run in runs if run.attention == "none"), runs[0].variant)
     else:
-        chosen = baseline
-        if all(run.variant != baseline for run in runs):
-            known = ", ".join(dict.fromkeys(run.variant for run in runs))
-            raise ValueError(f"baseline={baseline!r} is none of the variants: choose one of {known}")
+        known = {run.variant: names[run.variant] for run in runs}
+        found = [variant for variant, short in known.items() if baseline in (variant, short)]
+        if not found:
+            raise ValueError(
+                f"baseline={baseline!r} is none of the variants: choose one of {listed(known, len(known))}"
+            )
+        chosen = found[0]
     return sorted(runs, key=lambda run: run.variant != chosen)
 
 
-def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    variants: dict[str, list[Run]] = {}
-    for run in runs:
-        variants.setdefault(run.variant, []).append(run)
-    return variants
+def _subject(runs: Sequence[Run]) -> str:
+    """What all variants have in common: the detector, the backbone, the test set."""
+    common = [
+        values.pop() for values in ({run.family for run in runs}, {run.backbone for run in runs}) if len(values) == 1
+    ]
+    tested = {run.annotations.name for run in runs}
+    return ", ".join([*common, *(f"tested on {name}" for name in tested if len(tested) == 1 and name)])
 
 
-def _compare(runs: Sequence[Run], resamples: int, images: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """For each task a comparison, if there are results and annotations; and notes about what is missing."""
-    found: list[dict[str, Any]] = []
-    notes: list[str] = []
-    for task, name in TASKS.items():
-        variants = _by_variant([run for run in runs if run.results(task) is not None])
-        if not variants:
-            continue
-        annotations = {run.annotations for own in variants.values() for run in own}
-        first = next(iter(variants.values()))[0].annotations
-        if len(annotations) > 1 or not os.path.isfile(first):
-            missing = f"cannot be evaluated without {short(str(first))}"
-            what = "belong to different images" if len(annotations) > 1 else missing
-            notes.append(f"the {name} results {what}: no significance, no images")
-            continue
-        try:
-            compared, said = _compare_task(task, variants, resamples, images if not found else 0)
-            found.append(compared)
-            notes += said
-        except ValueError as error:
-            notes.append(str(error))
-    if not found:
-        notes.append("no run has results.bbox.json or results.segm.json (run_comparison keeps them): no significance")
-    return found, notes
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-def _compare_task(
-    task: str, variants: Mapping[str, Sequence[Run]], resamples: int, images: int
-) -> tuple[dict[str, Any], list[str]]:
-    firsts = [own[0] for own in variants.values()]
-    annotations = firsts[0].annotations
-    files = [(name, [str(run.results(task)) for run in own]) for name, own in variants.items()]
-    found = compare(annotations, files, task, resamples)
-    errors = compare_errors(annotations, files, task, resamples)
-    shown, notes = gallery(annotations, firsts, task, images) if images else ([], [])
-    compared = dict(
-        task=TASKS[task],
-        sentences=found.sentences(),
-        precision=precision_by_recall(found),
-        classes=_class_table(found),
-        errors=error_tables(errors, classes=None),
-        told_apart=told_apart(errors),
-        gallery=shown,
-    )
-    return compared, notes
-
-
-def _class_table(found: Comparison) -> Table:
-    header = ["class", *found.variants, *(f"{name} - first" for name in found.variants[1:])]
-    rows = []
-    for kind in found.runs[0][0].per_class:
-        values = [statistics.mean(run.per_class[kind] for run in runs) for runs in found.runs]
-        gains = [f"{100 * (value - values[0]):+.1f}" if math.isfinite(value) else MISSING for value in values[1:]]
-        rows.append([kind, *(percent(value) for value in values), *gains])
-    return dict(header=header, rows=rows)
+def _kinds(table: Table) -> list[str]:
+    """For each column 'text' or 'figures'; those are aligned to the right."""
+    columns = zip(table["header"], *table["rows"], strict=True)
+    figures = [all(cell.startswith(_FIRST) for cell in column[1:]) for column in columns]
+    return ["figures" if is_figures and number else "text" for number, is_figures in enumerate(figures)]

@@ -1,10 +1,11 @@
 """Reading the work directory that MMEngine writes for a training: config, losses, metrics, seed and versions."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from mmengine.config import Config
 
@@ -13,8 +14,10 @@ from sa_mmdet.messages import one_line
 from sa_mmdet.untrusted import literal_config
 
 from .evaluators import coco_evaluator
+from .settings import Differences, differences
 
 _FAMILIES = {"FasterRCNN": "Faster R-CNN", "MaskRCNN": "Mask R-CNN", "RetinaNet": "RetinaNet"}
+_LARGEST = 1e12  # step or loss that a plot can show; a training that diverges has more, and its log lines do not count
 _RESNETS = ("ResNet", "AttentionResNet", "SAResNet")
 
 
@@ -29,7 +32,10 @@ class Run:
     metrics: list[tuple[int, dict[str, float]]]  # epoch and metrics, 0 to 1, such as 'coco/bbox_mAP'
     provenance: dict[str, str]  # such as 'seed', 'PyTorch' and 'GPU'
     notes: list[str] = field(default_factory=list)  # what a report must mention
-    distinction: str = ""  # what tells it from runs that were trained in another way
+    changes: Differences = field(default_factory=dict)  # settings in which an earlier start differs from the last
+    distinction: str = ""  # what tells its variant from others with the same attention, such as 'lr=0.02'
+    text: str = ""  # of its config, as recorded
+    data_root: Path | None = None  # where the data set's folder is, if not where the config says
 
     @property
     def family(self) -> str:
@@ -57,15 +63,35 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """Detector, backbone and attention, such as 'RetinaNet ResNet-50 SA'; its runs differ only in the seed."""
+        """Detector, backbone and attention, such as 'RetinaNet ResNet-50 SA', and what tells it from others."""
         name = f"{self.family} {self.backbone} {self.attention}"
         return f"{name} ({self.distinction})" if self.distinction else name
+
+    @property
+    def seed(self) -> str | None:
+        """The seed, as its log has it; None if it does not."""
+        return self.provenance.get("seed")
 
     @property
     def annotations(self) -> Path:
         """The file with the annotations of the test images."""
         found = coco_evaluator(self.cfg)
-        return Path(found[1]["ann_file"] if found else "")
+        return self.place(found[1]["ann_file"]) if found else Path()
+
+    def place(self, path: str) -> Path:
+        """Where a file or folder of the data set is now.
+
+        Args:
+            path: Where the config says that it is.
+
+        Returns:
+            The path, or what has the longest trailing part of it in :attr:`data_root`, if that is given.
+        """
+        if self.data_root is None:
+            return Path(path)
+        parts = PurePath(path).parts
+        tails = (self.data_root.joinpath(*parts[i:]) for i in range(len(parts)) if ".." not in parts[i:])
+        return next((tail for tail in tails if os.path.exists(tail) and tail != Path(path)), Path(path))
 
     @property
     def on_coco(self) -> bool:
@@ -93,7 +119,9 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     logs = sorted(folder.glob("*/vis_data/scalars.json"))
-    configs = sorted(folder.glob("*/vis_data/config.py")) or sorted(folder.glob("*.py"))
+    # Not those of tests that wrote into the same folder.
+    configs = [config for log in logs if (config := log.with_name("config.py")).is_file()]
+    configs = configs or sorted(folder.glob("*/vis_data/config.py")) or sorted(folder.glob("*.py"))
     if not logs or not configs:
         raise ValueError(f"{folder}: is not the work directory of a training: it has no <time>/vis_data/scalars.json")
     losses, metrics, broken = _read_logs(logs)
@@ -101,8 +129,11 @@ def read_run(folder: str | Path) -> Run:
         raise ValueError(f"{folder}: no epoch was finished and evaluated")
     cfg = _read_detector_config(configs[-1])
     notes = [f"{broken} broken lines of its log were skipped"] if broken else []
+    changes = _changes(configs[:-1], cfg)
     name = "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
-    return Run(name, folder, cfg, sorted(losses.items()), sorted(metrics.items()), _provenance(folder), notes)
+    text = configs[-1].read_text(encoding="utf-8")
+    measured = sorted(losses.items()), sorted(metrics.items())
+    return Run(name, folder, cfg, *measured, _provenance(folder), notes, changes, text=text)
 
 
 def read_recorded_config(path: Path) -> Config:
@@ -130,6 +161,17 @@ def _read_detector_config(path: Path) -> Config:
     return cfg
 
 
+def _changes(earlier: Sequence[Path], last: Config) -> Differences:
+    """The settings of earlier starts of a training that its last start changed."""
+    found: Differences = {}
+    for path in earlier:
+        try:
+            found |= differences(read_recorded_config(path), last)
+        except ValueError:  # a start that was stopped at once may have left a part of a config
+            continue
+    return found
+
+
 def _read_logs(logs: Sequence[Path]) -> tuple[dict[int, float], dict[int, dict[str, float]], int]:
     """Read the logs of all starts; a resumed run replaces the steps that it repeats.
 
@@ -143,9 +185,13 @@ def _read_logs(logs: Sequence[Path]) -> tuple[dict[int, float], dict[int, dict[s
         try:
             entry = json.loads(line)
             step = int(entry["step"])
-            if "loss" in entry:
-                losses[step] = float(entry["loss"])
             found = {key: float(value) for key, value in entry.items() if key.startswith("coco/")}
+            loss = {step: float(entry["loss"])} if "loss" in entry else {}
+            if abs(step) > _LARGEST or any(abs(one) > _LARGEST for one in loss.values()):
+                raise ValueError
+            if any(abs(value) > 1 for value in found.values()):
+                raise ValueError
+            losses |= loss
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             broken += 1
             continue

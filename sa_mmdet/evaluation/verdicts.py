@@ -198,6 +198,7 @@ def rows(
     draws: Sequence[Sequence[Mapping[str, Floats]]],
     count: int,
     level: float,
+    metrics: Sequence[str] = METRICS,
 ) -> tuple[list[dict[str, dict[str, float]]], list[dict[str, Variance]]]:
     """For each variant but the first and each metric what :func:`row` and :func:`variance` return.
 
@@ -206,6 +207,7 @@ def rows(
         draws: For each variant the metrics of its runs on the same resamples.
         count: N, the number of images.
         level: The confidence level, between 0 and 1.
+        metrics: The metrics' names.
 
     Returns:
         The rows, each with the p-value that is adjusted for the number of variants as 'adjusted', and the variances.
@@ -216,7 +218,7 @@ def rows(
 
     found: list[dict[str, dict[str, float]]] = [{} for _ in runs[1:]]
     variances: list[dict[str, Variance]] = [{} for _ in runs[1:]]
-    for name in METRICS:
+    for name in metrics:
         base, base_draws = values(0, name)
         for number, (own, parts) in enumerate(zip(found, variances, strict=True), 1):
             points, samples = values(number, name)

@@ -7,7 +7,7 @@ records, checks them and only then builds values; its time and memory are bounde
 from .config_text import literal_config
 from .config_types import check_buildable
 from .errors import RefusedFileError
-from .json_files import read_json
+from .json_files import read_json, read_json_parts
 from .records import check_extent
 from .torch_files import read_pickle, read_torch
 from .yaml_files import read_yaml
@@ -18,6 +18,7 @@ __all__ = [
     "check_extent",
     "literal_config",
     "read_json",
+    "read_json_parts",
     "read_pickle",
     "read_torch",
     "read_yaml",

@@ -111,7 +111,7 @@ def test_names_that_lead_through_the_data_set_and_out_of_it(tmp_path: Path) -> N
 def test_a_worker_that_dies_is_noticed(tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truth, found = write(tmp_path / "a.json", small()), write(tmp_path / "r.json", detections(small(), 0.1))
     monkeypatch.setattr(
-        "sa_mmdet.evaluation.average_precision.evaluate", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+        "sa_mmdet.evaluation.files.evaluate_found", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
     )
     begin = time.monotonic()
     status, _, said = tool("analysis_tools/compare_results.py", truth, found)

@@ -5,10 +5,13 @@ import copy
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -235,3 +238,27 @@ def test_unreadable_files_are_refused_and_empty_results_compared(
     assert status == 0
     assert "has no detections" in printed
     assert "worse" not in printed  # one run of each
+
+
+def test_the_plot_has_every_difference_with_its_verdict(
+    files: tuple[Path, list[Path]], tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # text as text
+    truth, (none, sa) = files
+    third = tmp_path / "third.json"
+    third.write_text(json.dumps(detections(json.loads(truth.read_text()), 0.3)))
+    odd = "cost_$x^{$ <b>"  # no formula, and no tag
+    plot = tmp_path / "out.svg"
+    arguments = (truth, none, sa, third, "--names", "none", "SA", odd, "--resamples", 20, "--png", plot)
+    status, said, errors = tool("analysis_tools/compare_results.py", *arguments)
+    assert status == 0, errors
+    words = [
+        "".join(one.itertext()).strip()
+        for one in ElementTree.fromstring(plot.read_text()).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    for task in ("box", "mask"):
+        assert task in words
+    assert words.count("SA") == words.count(odd) == 12  # each metric, for boxes and for masks
+    for line in (line for line in said.splitlines() if line.startswith("SA - none: ")):
+        change, low, high = re.findall(r"[+-]\d+\.\d", line)[:3]
+        assert f"{change}  ({low} to {high})  not told apart" in words

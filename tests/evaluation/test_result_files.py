@@ -124,3 +124,33 @@ def test_files_of_one_name_are_named_by_their_folders(tool: Tool, tmp_path: Path
 )
 def test_names(paths: list[str], names: list[str]) -> None:
     assert names_of(paths) == names
+
+
+def test_files_that_would_count_twice_or_are_of_other_tests_are_refused(tool: Tool, tmp_path: Path) -> None:
+    truth = made_up(20)
+    annotations = write(tmp_path / "truth.json", truth)
+    found = [
+        write(
+            tmp_path / f"run{seed}" / "results.bbox.json",
+            [{k: v for k, v in one.items() if k != "segmentation"} for one in detections(truth, 0.1, seed)],
+        )
+        for seed in range(3)
+    ]
+    copy = write(tmp_path / "copy.json", json.loads(found[0].read_text()))
+    options = ("--resamples", 5, "--names")
+    status, said, errors = tool(TOOL, annotations, found[0], found[1], copy, *options, "none", "SA", "none")
+    assert status == 1
+    assert f"{copy} and {found[0]}, both none, hold the same detections, which would count as two runs: give" in errors
+    assert said == ""
+    assert tool(TOOL, annotations, found[0], copy, *options, "none", "SA")[0] == 0  # of two variants they may be equal
+    for number, path in enumerate(found):
+        record(path.parent, annotations)
+        config = next(path.parent.glob("*/vis_data/config.py"))
+        config.write_text(config.read_text() + f"model = dict(test_cfg=dict(score_thr=0.{number // 2}))\n")
+    assert tool(TOOL, annotations, *found, *options, "none", "none", "SA")[0] == 0
+    status, _, errors = tool(TOOL, annotations, *found, *options, "none", "SA", "none")
+    assert status == 1
+    assert (
+        f"{found[0]} and {found[2]}, both none, are of tests that differ in model.test_cfg.score_thr (0.0, 0.1): "
+        in errors
+    )

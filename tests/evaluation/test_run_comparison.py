@@ -1,6 +1,8 @@
 """Several configs and seeds: which runs are started, which are not repeated, and how they are compared."""
 
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 from made_up_coco import detections, made_up
 from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
+
+from sa_mmdet.evaluation.evaluators import effective_config
 
 TOOL = "analysis_tools/run_comparison.py"
 BCCD = CONFIGS / "demo" / "faster-rcnn_r18_fpn_bccd.py"
@@ -35,6 +39,13 @@ def small(tmp_path: Path) -> Callable[[str], list[Path]]:
     return make
 
 
+def record(cfg: Config, start: Path) -> None:
+    """The config and the log of a training's start, as MMEngine writes them."""
+    (start / "vis_data").mkdir(parents=True, exist_ok=True)
+    cfg.dump(start / "vis_data" / "config.py")
+    (start / "vis_data" / "scalars.json").write_text('{"loss": 1.0, "step": 1}')
+
+
 class Runs:
     """Replaces training and test, and records their calls."""
 
@@ -45,18 +56,23 @@ class Runs:
         self.evaluator = "test_evaluator"
         self.noisy = True
 
-    def __call__(self, command: list[str], check: bool) -> Any:
+    def __call__(self, command: list[str], check: bool, **process: Any) -> Any:
+        process["stdout"].write(b"Epoch(train)  [1][ 5/26]  lr: 1e-3  eta: 0:01:18  time: 1.0\n")
         tool, config = Path(command[1]).stem, Path(command[2]).stem
         folder = Path(command[command.index("--work-dir") + 1])
         run = folder if tool == "train" else folder.parent
         self.calls.append((tool, config, run.name))
         if self.calls[-1] == self.fails_at:
+            process["stdout"].write(b"RuntimeError: no more memory\n")
+            process["stdout"].flush()
             return subprocess.CompletedProcess(command, 1)
         folder.mkdir(parents=True, exist_ok=True)
         if tool == "train":
             assert "--resume" in command
             assert f"randomness.seed={run.name.removeprefix('seed')}" in command
             (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
+            options = command[command.index("--cfg-options") + 1 :]
+            record(effective_config(command[2], options), folder / "20260101_000000")
         else:
             [prefix] = [o.partition("=")[2] for o in command if o.startswith(f"{self.evaluator}.outfile_prefix=")]
             (folder / "1" / "vis_data").mkdir(parents=True)
@@ -93,14 +109,17 @@ def test_it_continues_where_it_was_stopped_and_compares(
     assert status == 1
     assert f"{work / sa / 'seed0'}: " in errors
     assert "run this again to continue" in errors
-    assert runs.calls == [(t, c, "seed0") for c in (plain, sa) for t in ("train", "test")]
+    assert "RuntimeError: no more memory" in errors
+    assert runs.calls == [(t, c, f"seed{n}") for n in (0, 1) for c in (plain, sa) for t in ("train", "test")]
+    assert not (work / "comparison.json").exists()
+    status, printed, _ = tool(*arguments, "--status")
+    assert status == 0
+    assert [line.split()[1].rstrip(":") for line in printed.splitlines()] == ["finished", "failed"] + ["finished"] * 2
 
     runs.fails_at, runs.calls = None, []
     status, printed, _ = tool(*arguments)
     assert status == 0
-    assert runs.calls == [(t, sa, "seed0") for t in ("train", "test")] + [
-        (t, c, "seed1") for c in (plain, sa) for t in ("train", "test")
-    ]
+    assert runs.calls == [(t, sa, "seed0") for t in ("train", "test")]
     written = json.loads((work / "comparison.json").read_text())
     found = written["tasks"]["bbox"]
     for variant in range(2):
@@ -132,7 +151,8 @@ def test_the_annotations_are_those_of_the_effective_config(
     assert printed.count("AP 100.0") == 2
     status, _, errors = tool(*arguments)
     assert status == 1
-    assert f"was finished and tested on {other}, but is to be tested on {tmp_path}" in errors
+    assert "was begun with other settings (before, now): test_evaluator.ann_file (" in errors
+    assert re.search(r"/other.json', '[^']*/instances_val.json'\)", errors)
     assert "name another --work-dir" in errors
     assert tool(*arguments, *options)[0] == 0
 
@@ -190,6 +210,112 @@ def test_configs_that_cannot_be_compared_are_refused(runs: Runs, tool: Tool, tmp
     assert status == 2
     assert "duplicate config or seed" in errors
     assert runs.calls == []
+
+
+def test_a_run_with_other_settings_is_not_judged_as_one_of_these(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path
+) -> None:
+    work, configs = tmp_path / "work", small("metric")
+    for path in configs:
+        path.write_text(path.read_text() + "train_cfg = dict(max_epochs=3)\n")
+    arguments = (TOOL, *configs, "--seeds", 0, 1, "--work-dir", work, "--resamples", 5)
+    assert tool(*arguments)[0] == 0
+    runs.calls = []
+    status, _, errors = tool(*arguments, "--cfg-options", "train_cfg.max_epochs=6")
+    assert status == 1
+    before = "was begun with other settings (before, now): train_cfg.max_epochs (3, 6): give the old ones, name another"
+    assert f"run_comparison: {work / configs[0].stem / 'seed0'}: {before} --work-dir, or remove this one" in errors
+    assert len(errors.strip().splitlines()) == 1
+    configs[1].write_text(configs[1].read_text().replace("max_epochs=3", "max_epochs=12"))
+    assert "train_cfg.max_epochs (3, 12)" in tool(*arguments)[2]
+    configs[1].write_text(configs[1].read_text().replace("max_epochs=12", "max_epochs=3"))
+    assert tool(*arguments)[0] == 0
+    # A folder that was copied, to save a training.
+    shutil.rmtree(work / configs[0].stem / "seed1")
+    shutil.copytree(work / configs[0].stem / "seed0", work / configs[0].stem / "seed1")
+    assert "randomness.seed (0, 1)" in tool(*arguments)[2]
+    assert runs.calls == []
+
+
+def test_a_moved_study_is_judged_where_it_is_now(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, configs = tmp_path / "work", small("metric")
+    arguments = (TOOL, *configs, "--seeds", 0, "--resamples", 5, "--work-dir")
+    assert tool(*arguments, work)[0] == 0
+    work.rename(tmp_path / "moved")
+    (tmp_path / "annotations").rename(tmp_path / "elsewhere")
+    for path in configs:
+        path.write_text(path.read_text().replace("annotations", "elsewhere"))
+    for path in (tmp_path / "moved").glob("*/*/new/*/vis_data/config.py"):
+        old = dict(type="CocoMetric", ann_file=str(tmp_path / "annotations" / "instances_val.json"))
+        Config(dict(test_evaluator=old)).dump(path)
+    runs.calls = []
+    status, said, errors = tool(*arguments, tmp_path / "moved")
+    assert status == 0, errors
+    assert runs.calls == []
+    assert f"its run was tested on {tmp_path / 'annotations' / 'instances_val.json'}, which is not here; it is" in said
+    # A training that was moved before its test.
+    run = tmp_path / "moved" / configs[0].stem / "seed0"
+    (run / "results.bbox.json").unlink()
+    shutil.rmtree(run / "new")
+    (run / "epoch_1.pth").touch()
+    checkpoints = []
+
+    def trained(command: list[str], check: bool, **process: Any) -> Any:
+        if "train" in command[1]:
+            return subprocess.CompletedProcess(command, 0)  # MMEngine has nothing to do, and writes nothing
+        checkpoints.append(command[3])
+        return runs(command, check, **process)
+
+    monkeypatch.setattr(subprocess, "run", trained)
+    assert tool(*arguments, tmp_path / "moved")[0] == 0
+    assert checkpoints == [str(run / "epoch_1.pth")]
+
+
+def test_another_study_in_the_folder_is_not_replaced(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path
+) -> None:
+    work, configs = tmp_path / "work", small("metric")
+    others = [Path(shutil.copy(path, path.with_name(f"other-{path.name}"))) for path in configs]
+    options = ("--seeds", 0, "--work-dir", work, "--resamples", 5)
+    assert tool(TOOL, *configs, *options)[0] == 0
+    written = (work / "comparison.json").read_text()
+    status, _, errors = tool(TOOL, *others, *options)
+    assert status == 1
+    assert f"{work / 'comparison.json'}: is the comparison of other configs (plain, sa-plain): name another" in errors
+    assert (work / "comparison.json").read_text() == written
+    assert tool(TOOL, *configs, *others, *options)[0] == 0  # more variants are the same study
+    assert tool(TOOL, *configs, *options)[0] == 0
+    (work / "comparison.json").write_text("[3]")
+    assert tool(TOOL, *configs, *options)[0] == 0
+
+
+def test_results_that_are_missing_copied_or_of_other_images_are_named(
+    runs: Runs, small: Callable[[str], list[Path]], tool: Tool, tmp_path: Path
+) -> None:
+    work, configs = tmp_path / "work", small("metric")
+    arguments = (TOOL, *configs, "--seeds", 0, 1, "--work-dir", work, "--resamples", 5)
+    assert tool(*arguments)[0] == 0
+    first, second = (work / configs[1].stem / f"seed{seed}" / "results.bbox.json" for seed in (0, 1))
+    own = second.read_text()
+    second.write_text(first.read_text())
+    status, _, errors = tool(*arguments)
+    assert status == 1
+    assert f"{second} and {first}, both {configs[1].stem}, hold the same detections, which would count as two" in errors
+    second.write_text(json.dumps([dict(image_id=999, category_id=1, score=1, bbox=[0, 0, 1, 1])]))
+    status, _, errors = tool(*arguments)
+    assert status == 1
+    assert "names the image 999, which the annotations do not have: do these results belong to other images?" in errors
+    second.rename(second.with_name("results.segm.json"))
+    status, said, errors = tool(*arguments)
+    assert status == 0, errors
+    assert f"box AP is not compared, since {second} are missing: remove the other results of their folders" in said
+    assert "mask AP is not compared, since " in said
+    assert "told apart" not in said
+    second.with_name("results.segm.json").unlink()
+    second.write_text(own)
+    assert "told apart" in tool(*arguments)[1] or "better" in tool(*arguments)[1]
 
 
 @pytest.mark.long

@@ -39,7 +39,7 @@ def page(tool: Tool, tmp_path: Path) -> Any:
 
 
 FASTER, RETINA = "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", "retinanet/retinanet_sa-r50_fpn_1x_coco.py"
-NOTE = "not all runs were trained alike"
+NOTE = "are not of one variant"
 
 
 def test_different_detectors_are_compared_and_said_to_differ(page: Any) -> None:
@@ -60,11 +60,13 @@ def test_runs_that_were_trained_differently_are_different_variants(page: Any) ->
         ("pafpn/seed0", FASTER, pafpn),
         ("longer/seed0", FASTER, longer),
     )
-    plain = "Faster R-CNN ResNet-50 none"
-    assert f"{plain} (pafpn) - {plain} (plain): " in text
-    assert f"{plain} (longer) - {plain} (plain): " in text
+    plain = "none (type=FPN, max_epochs=12)"
+    assert f"none (type=PAFPN, max_epochs=12) - {plain}: " in text
+    assert f"none (type=FPN, max_epochs=24) - {plain}: " in text
     assert "1 against 2 runs" in text
-    assert f"{plain}: {NOTE}, they differ in model.neck.type, train_cfg.max_epochs: so they are 3 variants" in text
+    settings = "model.neck.type (&#39;FPN&#39;, &#39;PAFPN&#39;), train_cfg.max_epochs (12, 24)"
+    assert f"the runs of Faster R-CNN ResNet-50 none {NOTE}, since they differ in {settings}: they are taken" in text
+    assert "for 3 variants" in text
 
 
 def test_a_run_of_another_machine_is_of_the_same_variant(page: Any) -> None:

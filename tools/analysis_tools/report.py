@@ -5,6 +5,7 @@ need results.bbox.json in the work directories, which run_comparison.py writes.
 """
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -26,8 +27,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--baseline",
         metavar="VARIANT",
-        help="what the others are compared with, such as 'RetinaNet ResNet-50 SE' (default: the first variant without "
-        "attention)",
+        help="what the others are compared with, such as 'RetinaNet ResNet-50 SE', or SE where all detectors are the "
+        "same (default: the first variant without attention)",
+    )
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        metavar="FOLDER",
+        help="the folder of the data set, if it is no longer where the configs say (default: where they say)",
     )
     add_resamples(parser)
     parser.add_argument(
@@ -47,7 +54,7 @@ def main() -> None:
     skipped = []
     for folder in arguments.work_dirs:
         try:
-            runs.append(read_run(folder))
+            runs.append(dataclasses.replace(read_run(folder), data_root=arguments.data_root))
         except ValueError as error:
             skipped.append(str(error))
     if not runs:

@@ -1,21 +1,28 @@
 """Train several configs with several seeds each, and compare their metrics with those of the first config.
 
 The work directory of a run is WORK_DIR/<config>/seed<n>. The same command continues where it was stopped: finished runs
-are not repeated, an interrupted one resumes at its last checkpoint. All metrics are written to
-WORK_DIR/comparison.json.
+are not repeated, an interrupted one resumes at its last checkpoint, and a failed one does not stop the others. Several
+such commands at the same time share the work. What the trainings print is in train.log and test.log of their work
+directories. All metrics are written to WORK_DIR/comparison.json.
 """
 
 import argparse
+import functools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from mmengine.config import Config
+
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.evaluation import METRICS, TASKS, Comparison, compare, without_nan
 from sa_mmdet.evaluation.evaluators import annotations_of, effective_config
-from sa_mmdet.evaluation.trainings import train_and_test
-from sa_mmdet.tool_options import add_level, add_plan, add_resamples, seed
+from sa_mmdet.evaluation.run_queue import status, work
+from sa_mmdet.evaluation.studies import check_study, complete_results
+from sa_mmdet.evaluation.trainings import Training
+from sa_mmdet.tool_options import add_level, add_plan, add_resamples, at_least, seed
 
 
 def print_table(found: Comparison, seeds: int) -> None:
@@ -39,9 +46,9 @@ def as_json(found: Comparison) -> dict[str, Any]:
     )
 
 
-def common_annotations(configs: list[str], options: list[str]) -> tuple[list[str], str]:
-    """The keys of the configs' evaluators, and the annotations that all of them test on with these options."""
-    found = [annotations_of(config, effective_config(config, options)) for config in configs]
+def common_annotations(configs: list[str], cfgs: list[Config]) -> tuple[list[str], str]:
+    """The keys of the configs' evaluators, and the annotations that all of them test on."""
+    found = [annotations_of(config, cfg) for config, cfg in zip(configs, cfgs, strict=True)]
     files = sorted({annotations for _, annotations in found})
     if len(files) > 1:
         raise ValueError(f"the configs are tested on different annotations ({', '.join(files)}): use one file")
@@ -55,6 +62,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         "--seeds", nargs="+", type=seed, default=[0, 1, 2], help="one run per config and seed (default: 0 1 2)"
     )
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for all runs (required)")
+    parser.add_argument(
+        "--jobs", type=at_least(1), default=1, help="runs at a time, each on a GPU of its own (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--status", action="store_true", help="say how far each run is, and do nothing (default: train and compare)"
+    )
     add_plan(parser)
     add_resamples(parser)
     add_level(parser)
@@ -77,16 +90,26 @@ def main() -> None:
     written: dict[str, Any] = dict(command=sys.argv[1:], names=names, seeds=arguments.seeds, tasks={})
     folders = {name: [arguments.work_dir / name / f"seed{seed}" for seed in arguments.seeds] for name in names}
     try:
-        keys, annotations = common_annotations(arguments.configs, arguments.cfg_options)
+        check_study(arguments.work_dir / "comparison.json", names)
+        cfgs = [effective_config(config, arguments.cfg_options) for config in arguments.configs]
+        keys, annotations = common_annotations(arguments.configs, cfgs)
         # All configs with the first seed, then with the next: if stopped, the finished seeds can be compared.
-        for number, chosen in enumerate(arguments.seeds):
-            for config, name, key in zip(arguments.configs, names, keys, strict=True):
-                folder = folders[name][number]
-                if not train_and_test(config, chosen, folder, arguments.cfg_options, key, annotations):
-                    print(f"{folder}: finished before", flush=True)
+        runs = [
+            Training(config, cfg, chosen, folders[name][number], key)
+            for number, chosen in enumerate(arguments.seeds)
+            for config, cfg, name, key in zip(arguments.configs, cfgs, names, keys, strict=True)
+        ]
+        if arguments.status:
+            print(*status(runs), sep="\n")
+            return
+        say = functools.partial(print, flush=True)
+        failures = work(runs, arguments.cfg_options, annotations, arguments.jobs, torch.cuda.device_count(), say)
+        if failures:
+            raise ValueError(f"{len(failures)} of {len(runs)} runs failed:\n" + "\n".join(failures))
         for task in TASKS:
-            files = [(name, [folder / f"results.{task}.json" for folder in folders[name]]) for name in names]
-            if files[0][1][0].is_file():
+            files, doubts = complete_results(task, folders, annotations)
+            print(*doubts, sep="\n", end="\n" if doubts else "")
+            if files:
                 found = compare(annotations, files, task, arguments.resamples, arguments.level, show_progress=True)
                 print_table(found, len(arguments.seeds))
                 if arguments.plan is not None:

@@ -10,8 +10,7 @@ import sys
 
 import numpy as np
 
-from sa_mmdet.evaluation import common_tasks
-from sa_mmdet.evaluation.average_precision import TASKS, evaluate_files
+from sa_mmdet.evaluation import TASKS, evaluate_common
 from sa_mmdet.evaluation.bootstrap import bootstrap
 from sa_mmdet.evaluation.calibration import Trials
 from sa_mmdet.tool_options import add_level, add_resamples, at_least
@@ -34,8 +33,9 @@ def main() -> None:
     if len(arguments.results) < 4:
         parser.error(f"{len(arguments.results)} runs do not show how runs scatter: give at least 4, better 30")
     try:
-        [task, *_], _ = common_tasks(arguments.annotations, arguments.results)
-        evaluations = evaluate_files(arguments.annotations, arguments.results, task)
+        evaluated, _ = evaluate_common(arguments.annotations, arguments.results)
+        task, by_file = next(iter(evaluated.items()))
+        evaluations = [by_file[path] for path in arguments.results]
         samples = bootstrap(evaluations, arguments.resamples, 0)
     except (OSError, ValueError) as error:
         sys.exit(f"calibrate_verdicts: {error}")

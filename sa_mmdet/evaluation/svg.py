@@ -1,0 +1,79 @@
+"""Figures as SVG inside a page, in the colour of the page's text, so that they are readable on white and on black."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from sa_mmdet.plotting import pyplot
+
+LEAST_ACCURACY = 2.0  # AP points that an axis spans at least, so that noise does not look like an effect
+_INK = "#010203"  # stands for the page's own colour, which no other part of a figure has
+_LONGEST = 32  # characters of a name in a figure
+_COLOURS = 10  # of matplotlib's cycle
+_IN_AXES = 5  # lines of a legend that leave the axes enough place
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+
+
+def ink() -> str:
+    """The colour of text and axes in the figure that is being drawn."""
+    return str(pyplot().rcParams["text.color"])
+
+
+def cut(name: str) -> str:
+    """A name, as long as a figure has place for.
+
+    Args:
+        name: The name.
+    """
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+
+
+def look(number: int, markers: bool = False) -> dict[str, Any]:
+    """The style of a variant in all figures: its colour, and what tells it from others with the same colour.
+
+    Args:
+        number: The variant's number, from 0.
+        markers: Whether it is drawn as points; else as a line.
+    """
+    repeated = number // _COLOURS
+    style = dict(fmt="os^vDP"[repeated % 6]) if markers else dict(linestyle=("-", "--", ":", "-.")[repeated % 4])
+    return dict(color=f"C{number % _COLOURS}", **style)
+
+
+def add_legend(axes: Any) -> None:
+    """Name what is drawn: inside the axes, or below them if it is much, where the figure grows for it.
+
+    Args:
+        axes: The axes.
+    """
+    rows = -(-len(axes.get_legend_handles_labels()[1]) // 2)
+    if 2 * rows <= _IN_AXES + 1:
+        axes.legend(fontsize=7, framealpha=0)
+        return
+    width, height = axes.figure.get_size_inches()
+    axes.figure.set_size_inches(width, height + 0.16 * rows)
+    axes.legend(fontsize=7, framealpha=0, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+
+
+def figure_as_svg(draw: Callable[[Any], None], size: tuple[float, float] = (4.6, 3.3)) -> str:
+    """Draw a figure with one pair of axes.
+
+    Args:
+        draw: Draws into the axes.
+        size: Width and height in inches; a phone shows about four inches without making the text smaller.
+
+    Returns:
+        The element <svg>.
+    """
+    plot = pyplot()
+    # Names are of users and may have dollar signs, which are no formulas.
+    style: dict[str, Any] = {"svg.fonttype": "none", "font.size": 9, "text.parse_math": False}
+    with plot.rc_context({**style, **dict.fromkeys(_INKED, _INK)}):
+        figure, axes = plot.subplots(figsize=size, constrained_layout=True)
+        draw(axes)
+        axes.set_facecolor("none")
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True)
+        plot.close(figure)
+    found = text.getvalue().replace(_INK, "currentColor")
+    return found[found.index("<svg") :]
