@@ -50,9 +50,9 @@ def by_pytorch(name: str, shape: tuple[int, int] = SHAPE) -> float:
     ("name", "left_out"),
     [
         ("yolact/yolact_r50_1xb8-55e_coco.py", ["mask_head.segm_branch"]),
-        ("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", []),
-        ("solo/decoupled-solo-light_r50_fpn_3x_coco.py", []),
-        ("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", []),
+        pytest.param("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", [], marks=pytest.mark.long),
+        pytest.param("solo/decoupled-solo-light_r50_fpn_3x_coco.py", [], marks=pytest.mark.long),
+        pytest.param("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", [], marks=pytest.mark.long),
         ("sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py", []),
         ("detr/detr_r50_8xb2-150e_coco.py", []),
     ],

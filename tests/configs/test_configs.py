@@ -63,7 +63,7 @@ def _labels(classes: int) -> list[Any]:
     return [DataSample().set_gt_label(i % classes) for i in range(2)]
 
 
-@pytest.mark.parametrize("paths", [COCO[::7], pytest.param(COCO, marks=pytest.mark.long)], ids=["some", "all"])
+@pytest.mark.parametrize("paths", [COCO[::11], pytest.param(COCO, marks=pytest.mark.long)], ids=["some", "all"])
 def test_coco_configs_change_only_the_backbone(paths: list[Path]) -> None:
     for path in paths:
         plain = re.sub("_[a-z]+-r", "_r", path.name)

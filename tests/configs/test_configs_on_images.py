@@ -65,7 +65,14 @@ def test_there_is_a_short_config_for_every_detector_attention_and_depth() -> Non
     assert all(len(path.read_text().splitlines()) <= 10 for path in COCO)
 
 
-@pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
+def _long(path: Path) -> bool:
+    """Whether a config is like others that are tested here: in another detector, or with more of the same blocks."""
+    return "-r101" in path.stem or (path.parent.name != "mask_rcnn" and "_sa-" not in path.stem)
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.long] * _long(path), id=path.stem) for path in COCO]
+)
 def test_a_training_step_and_a_forward_pass(path: Path, coco128: Path) -> None:
     cfg = Config.fromfile(path)
     for name, changes in FEWER.items():

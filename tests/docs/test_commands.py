@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,15 @@ def arguments_of_tools(path: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_tools_take_the_arguments(path: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
-    parse = argparse.ArgumentParser.parse_args
+    def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def parse_and_stop(self: argparse.ArgumentParser, *given: Any) -> None:
+            parse(self, *given)
+            raise SystemExit(0)
 
-    def parse_and_stop(self: argparse.ArgumentParser, *given: Any) -> None:
-        parse(self, *given)
-        raise SystemExit(0)
+        return parse_and_stop
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    for way in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, way, stopping(getattr(argparse.ArgumentParser, way)))
     for name, *arguments in arguments_of_tools(path):
         status, _, errors = tool(Path(name).relative_to("tools"), *arguments)
         assert status == 0, errors

@@ -37,8 +37,8 @@ BACKBONES["SA behind stages"] = dict(
     depth=18,
     attention={"layer*": dict(type="ShuffleAttention", groups=8)},
 )
-# Each is compiled and exported, which takes long; these three are like others.
-_LONG = ("SA-18, PyTorch's operators", "ECA", "SGE")
+# Each is compiled and exported, which takes long; these are like others.
+_LONG = ("SA-18, PyTorch's operators", "SA-18", "SE", "ECA", "SGE")
 
 
 @pytest.fixture(
