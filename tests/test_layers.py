@@ -27,6 +27,7 @@ LAYERS = [
     "deployment",
     "analysis",
     "evaluation",
+    "studies",
     "detector_insertion",
     "mmdet_tools",
     "tool_options",

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -11,17 +12,20 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import all_reduce, is_distributed
 
+_TOGETHER = 5.0  # seconds; slurm signals all processes of a job, and launchers among them pass it on
 EXIT_STATUS = 128 + signal.SIGTERM  # as a shell reports a process that the signal ended
 
 
 class Termination:
-    """Catches SIGTERM while it is entered; a second one ends the process at once, as without it.
+    """Catches SIGTERM while it is entered; another one, seconds later, ends the process at once, as without it.
 
-    Only in the main thread of a process, since Python handles signals there alone.
+    Several within these seconds are one: a process may get it from slurm, from torchrun, and from who began both. Only
+    in the main thread of a process, since Python handles signals there alone.
     """
 
     def __init__(self) -> None:
         self.received = False
+        self._first = 0.0  # when it was received
         self._before: Any = None
         self._group: Any = None
 
@@ -31,7 +35,7 @@ class Termination:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None and not self.received:
+        if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
     @staticmethod
@@ -40,8 +44,12 @@ class Termination:
         return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._first = True, now
+        elif now - self._first > _TOGETHER:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def connect(self) -> None:
         """Prepare to agree with the other processes of a distributed training; all of them call it."""

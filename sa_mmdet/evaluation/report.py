@@ -10,9 +10,10 @@ from sa_mmdet.messages import listed
 from sa_mmdet.version import __version__
 
 from .average_precision import TASKS
+from .comparison import compare
 from .costs import costs_of
 from .plots import training_curves
-from .report_parts import Study, part_of
+from .report_parts import Comparing, Study, part_of
 from .runs import Run
 from .tables import MISSING, Table, paper_tables, read_times, run_tables, speed_table
 from .test_sets import comparable
@@ -30,6 +31,7 @@ def build_report(
     images: int = 6,
     command: str = "",
     baseline: str | None = None,
+    comparing: Comparing = compare,
 ) -> str:
     """Build the page.
 
@@ -41,6 +43,7 @@ def build_report(
         images: The number of images in the gallery.
         command: The command that made the page, which the page shows.
         baseline: The variant that the others are compared with; by default the first without attention, or the first.
+        comparing: Compares detectors' results, as :func:`.comparison.compare` does.
 
     Returns:
         The page as HTML.
@@ -64,7 +67,7 @@ def build_report(
     with_times = read_times(speed, own)
     if speed is not None and not with_times[0]:
         notes.append("--speed has no times of these runs' backbones at their depth: the charts have none")
-    study = Study(own, short_names(own), costs_of(own), *with_times, PAPER_TABLES)
+    study = Study(own, short_names(own), costs_of(own), *with_times, PAPER_TABLES, comparing)
     parts: list[dict[str, Any]] = []
     for task in TASKS if not different else ():
         part, said = part_of(study, task, resamples, 0 if any(one["gallery"] for one in parts) else images)

@@ -1,6 +1,6 @@
 """What a report says about a task: the variants' metrics, what they cost, and how they compare."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from sa_mmdet.messages import one_line
 
 from .average_precision import TASKS
-from .comparison import Comparison, compare
+from .comparison import Comparison
 from .cost_charts import cost_charts, points_of
 from .costs import Cost, Time
 from .error_types_comparison import compare_errors
@@ -21,6 +21,8 @@ from .tables import class_tables, logged, result_table
 from .test_sets import judged_together
 from .variants import by_variant
 
+Comparing = Callable[[Path, Sequence[tuple[str, Sequence[str]]], str, int], Comparison]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -32,6 +34,7 @@ class Study:
     times: Mapping[str, Time]  # by variant, where they were measured
     measured: str  # what the times are of
     paper: Path  # the folder with the paper's tables
+    comparing: Comparing  # compares results, with the arguments of compare
 
 
 def part_of(study: Study, task: str, resamples: int, images: int) -> tuple[dict[str, Any] | None, list[str]]:
@@ -87,7 +90,7 @@ def _compared(
         )
         return None
     files = [(study.names[name], [str(run.results(task)) for run in own]) for name, own in variants.items()]
-    found = compare(annotations, files, task, resamples)
+    found = study.comparing(annotations, files, task, resamples)
     errors = compare_errors(annotations, files, task, resamples)
     if not found.differences:
         notes.append(f"{found.variants[0]} is the only variant with {TASKS[task]} results: nothing is compared")

@@ -3,71 +3,79 @@
 The work directory of a run is WORK_DIR/<config>/seed<n>. The same command continues where it was stopped: finished runs
 are not repeated, an interrupted one resumes at its last checkpoint, and a failed one does not stop the others. Several
 such commands at the same time share the work. What the trainings print is in train.log and test.log of their work
-directories. All metrics are written to WORK_DIR/comparison.json.
+directories. The metrics are written to WORK_DIR/comparison.json, and a page about them to WORK_DIR/report.html. With
+--paper the configs are those of a table of the paper, and each detector with each depth is compared on its own.
 """
 
 import argparse
-import functools
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from mmengine.config import Config
 
-from sa_mmdet.atomic_write import atomic_write_text
-from sa_mmdet.evaluation import METRICS, TASKS, Comparison, compare, without_nan
-from sa_mmdet.evaluation.evaluators import annotations_of, effective_config
-from sa_mmdet.evaluation.run_queue import status, work
-from sa_mmdet.evaluation.studies import check_study, complete_results
-from sa_mmdet.evaluation.trainings import Training
+from sa_mmdet.studies.checkpoints import KEPT
+from sa_mmdet.studies.commands import Options, compare_configs
+from sa_mmdet.studies.paper import TABLES, Group, groups_of
 from sa_mmdet.tool_options import add_level, add_plan, add_resamples, at_least, seed
 
 
-def print_table(found: Comparison, seeds: int) -> None:
-    width = max(map(len, found.variants))
-    print(f"\n{TASKS[found.task]}, mean of {seeds} seeds (standard deviation from seed to seed)")
-    for name, mean, deviation in zip(found.variants, found.means, found.deviations, strict=True):
-        cells = []
-        for metric in METRICS:
-            spread = deviation[metric]
-            cells.append(f"{metric} {100 * mean[metric]:.1f}" + ("" if spread is None else f" ({100 * spread:.1f})"))
-        print(f"{name:{width}}  {'  '.join(cells)}")
-    print("\n".join(found.sentences()))
-
-
-def as_json(found: Comparison) -> dict[str, Any]:
-    return dict(
-        runs=[[run.points for run in runs] for runs in found.runs],
-        means=found.means,
-        deviations=found.deviations,
-        differences=found.differences,
-    )
-
-
-def common_annotations(configs: list[str], cfgs: list[Config]) -> tuple[list[str], str]:
-    """The keys of the configs' evaluators, and the annotations that all of them test on."""
-    found = [annotations_of(config, cfg) for config, cfg in zip(configs, cfgs, strict=True)]
-    files = sorted({annotations for _, annotations in found})
-    if len(files) > 1:
-        raise ValueError(f"the configs are tested on different annotations ({', '.join(files)}): use one file")
-    return [key for key, _ in found], files[0]
-
-
-def parse() -> tuple[argparse.Namespace, list[str]]:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", help="configs of detectors; the others are compared with the first")
+    parser.add_argument(
+        "configs", nargs="*", help="configs of detectors or classifiers; the others are compared with the first"
+    )
+    parser.add_argument(
+        "--paper", choices=TABLES, help="train the configs of this table of the paper (default: those that are given)"
+    )
     parser.add_argument(
         "--seeds", nargs="+", type=seed, default=[0, 1, 2], help="one run per config and seed (default: 0 1 2)"
     )
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for all runs (required)")
     parser.add_argument(
-        "--jobs", type=at_least(1), default=1, help="runs at a time, each on a GPU of its own (default: %(default)s)"
+        "--jobs",
+        type=at_least(1),
+        help="runs at a time, each on GPUs of its own (default: 1, and with --slurm as many as it lets run)",
     )
     parser.add_argument(
+        "--gpus-per-run",
+        type=at_least(1),
+        metavar="N",
+        help="processes of a run, each on a GPU of its own, or on CPUs on a machine without GPUs (default: 1)",
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="let learning rates follow the images per step, as train.py does (default: with --paper alone)",
+    )
+    parser.add_argument(
+        "--keep-checkpoints",
+        choices=KEPT,
+        default="all",
+        help="checkpoints of a finished run to keep; without those of all epochs a study needs less disk space "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="?",
+        const="",
+        metavar="OPTIONS",
+        help="submit the runs to slurm as an array of jobs, with these options for sbatch, as in "
+        "--slurm='--partition=gpu --time=24:00:00' (default: train here)",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--plan-only",
+        action="store_true",
+        help="list the runs, and the hours and the disk space that they take, and do nothing (default: train and "
+        "compare)",
+    )
+    what.add_argument(
         "--status", action="store_true", help="say how far each run is, and do nothing (default: train and compare)"
     )
+    what.add_argument(
+        "--run", type=at_least(1), metavar="N", help="train and test only the Nth run of --status (default: all runs)"
+    )
+    what.add_argument("--judge", action="store_true", help="compare finished runs, and train none (default: train all)")
     add_plan(parser)
     add_resamples(parser)
     add_level(parser)
@@ -79,46 +87,48 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         help="changes to all configs, as train.py takes them (default: none)",
     )
     arguments = parser.parse_args()
+    if bool(arguments.configs) == bool(arguments.paper):
+        parser.error("give either configs or --paper")
     names = [Path(config).stem for config in arguments.configs]
     if len(set(names)) < len(names) or len(set(arguments.seeds)) < len(arguments.seeds):
         parser.error("there is a duplicate config or seed: give each once; two configs may not have the same file name")
-    return arguments, names
+    return arguments
+
+
+def task_arguments(arguments: argparse.Namespace) -> list[str]:
+    """The arguments for a task of slurm: the same, but for --slurm and --jobs."""
+    found = ["--paper", arguments.paper] if arguments.paper else [*arguments.configs]
+    found += ["--seeds", *map(str, arguments.seeds), "--work-dir", str(arguments.work_dir)]
+    for name in ("gpus_per_run", "keep_checkpoints", "resamples", "level", "plan"):
+        value = getattr(arguments, name)
+        found += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    found += ["--auto-scale-lr"] if arguments.auto_scale_lr else []
+    return found + (["--cfg-options", *arguments.cfg_options] if arguments.cfg_options else [])
 
 
 def main() -> None:
-    arguments, names = parse()
-    written: dict[str, Any] = dict(command=sys.argv[1:], names=names, seeds=arguments.seeds, tasks={})
-    folders = {name: [arguments.work_dir / name / f"seed{seed}" for seed in arguments.seeds] for name in names}
+    arguments = parse()
+    groups = groups_of(arguments.paper) if arguments.paper else [Group("", tuple(arguments.configs))]
+    options = Options(
+        seeds=arguments.seeds,
+        work_dir=arguments.work_dir,
+        cfg_options=arguments.cfg_options,
+        jobs=arguments.jobs,
+        gpus=torch.cuda.device_count(),
+        gpus_per_run=arguments.gpus_per_run,
+        scale_lr=arguments.auto_scale_lr or bool(arguments.paper),
+        keep_checkpoints=arguments.keep_checkpoints,
+        resamples=arguments.resamples,
+        level=arguments.level,
+        difference=None if arguments.plan is None else arguments.plan / 100,
+        command=sys.argv[1:],
+        task_arguments=task_arguments(arguments),
+    )
+    action = next((name for name in ("plan_only", "status", "run", "judge") if getattr(arguments, name)), "all")
     try:
-        check_study(arguments.work_dir / "comparison.json", names)
-        cfgs = [effective_config(config, arguments.cfg_options) for config in arguments.configs]
-        keys, annotations = common_annotations(arguments.configs, cfgs)
-        # All configs with the first seed, then with the next: if stopped, the finished seeds can be compared.
-        runs = [
-            Training(config, cfg, chosen, folders[name][number], key)
-            for number, chosen in enumerate(arguments.seeds)
-            for config, cfg, name, key in zip(arguments.configs, cfgs, names, keys, strict=True)
-        ]
-        if arguments.status:
-            print(*status(runs), sep="\n")
-            return
-        say = functools.partial(print, flush=True)
-        failures = work(runs, arguments.cfg_options, annotations, arguments.jobs, torch.cuda.device_count(), say)
-        if failures:
-            raise ValueError(f"{len(failures)} of {len(runs)} runs failed:\n" + "\n".join(failures))
-        for task in TASKS:
-            files, doubts = complete_results(task, folders, annotations)
-            print(*doubts, sep="\n", end="\n" if doubts else "")
-            if files:
-                found = compare(annotations, files, task, arguments.resamples, arguments.level, show_progress=True)
-                print_table(found, len(arguments.seeds))
-                if arguments.plan is not None:
-                    print(*found.plans(arguments.plan / 100), sep="\n")
-                written["tasks"][task] = as_json(found)
-        atomic_write_text(arguments.work_dir / "comparison.json", json.dumps(without_nan(written), indent=2))
+        compare_configs(groups, options, action, arguments.run, arguments.slurm)
     except (OSError, ValueError) as error:
         sys.exit(f"run_comparison: {error}")
-    print(arguments.work_dir / "comparison.json")
 
 
 if __name__ == "__main__":

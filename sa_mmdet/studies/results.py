@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sa_mmdet.coco_format import load_annotations
+from sa_mmdet.evaluation import TASKS
+from sa_mmdet.evaluation.result_files import check_images, check_runs, seen_in
 from sa_mmdet.messages import listed
 from sa_mmdet.untrusted import read_json
-
-from .average_precision import TASKS
-from .result_files import check_images, check_runs, seen_in
 
 
 def check_study(path: Path, names: Sequence[str]) -> None:

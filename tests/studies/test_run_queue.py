@@ -14,7 +14,7 @@ import pytest
 from made_up_coco import made_up
 from places import REPOSITORY
 
-from sa_mmdet.evaluation import run_queue
+from sa_mmdet.studies import launching
 
 # In place of train.py and test.py: they record when they begin and end, and wait until a file lets them end.
 TRAIN = """
@@ -50,7 +50,10 @@ class Study:
         self.gate, self.events = folder / "gate", folder / "events"
         self.events.touch()
         (folder / "annotations.json").write_text(json.dumps(made_up(40)))
-        evaluator = f"test_evaluator = dict(type='CocoMetric', ann_file={str(folder / 'annotations.json')!r})\n"
+        evaluator = (
+            f"test_evaluator = dict(type='CocoMetric', ann_file={str(folder / 'annotations.json')!r})\n"
+            "train_cfg = dict(max_epochs=2)\n"
+        )
         tools = folder / "tools"
         tools.mkdir()
         (tools / "train.py").write_text(TRAIN.format(events=str(self.events), gate=str(self.gate)))
@@ -64,8 +67,8 @@ class Study:
         tool = REPOSITORY / "tools" / "analysis_tools" / "run_comparison.py"
         arguments = [*self.configs, "--seeds", 0, 1, "--work-dir", self.work, "--resamples", 50, *options]
         code = (
-            "import runpy, sys; from pathlib import Path; from sa_mmdet.evaluation import run_queue, trainings; "
-            f"trainings.TOOLS = Path({str(self.folder / 'tools')!r}); run_queue._ASK_AGAIN = 0.1; "
+            "import runpy, sys; from pathlib import Path; from sa_mmdet.studies import launching, run_queue; "
+            f"launching.DETECTOR_TOOLS = Path({str(self.folder / 'tools')!r}); run_queue._ASK_AGAIN = 0.1; "
             f"sys.argv = {['run_comparison.py', *map(str, arguments)]!r}; "
             f"runpy.run_path({str(tool)!r}, run_name='__main__')"
         )
@@ -115,7 +118,10 @@ def test_two_commands_share_the_work_and_status_tells_of_it(study: Study) -> Non
     study.wait_for(3)
     asked, _ = study.begin("--status").communicate()
     states = dict(line.split(maxsplit=1) for line in asked.splitlines())
-    assert states == dict.fromkeys(NAMES[:3], "running: epoch 1, step 20/26, 0:02:35 left") | {NAMES[3]: "not begun"}
+    running = "running: epoch 1/2, step 20/26, 5.07 s per step, 3 min left"
+    told = dict.fromkeys(NAMES[:3], running) | {NAMES[3]: "not begun"}
+    assert {name: states.get(name) for name in NAMES} == told
+    assert re.search(r"\n4 runs: 3 running, 1 not begun; expected end 20\d\d-\d\d-\d\d \d\d:\d\d, 3 at a time\n", asked)
     study.gate.touch()
     printed = [driver.communicate()[0] for driver in (first, second)]
     assert [driver.returncode for driver in (first, second)] == [0, 0], printed
@@ -152,17 +158,18 @@ def test_a_training_whose_driver_was_killed_is_not_begun_again(study: Study) -> 
 
 
 @pytest.mark.parametrize(
-    ("worker", "visible", "expected"), [(0, None, "0"), (3, None, "1"), (1, "4,6,7", "6"), (2, "4,6", "4")]
+    ("worker", "processes", "visible", "expected"),
+    [(0, 1, None, "0"), (3, 1, None, "3"), (1, 1, "4,6,7", "6"), (1, 2, None, "2,3"), (0, 2, "5,1,0,2", "5,1")],
 )
-def test_each_training_has_a_gpu_of_its_own(
-    worker: int, visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_each_training_has_gpus_of_its_own(
+    worker: int, processes: int, visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert run_queue.environment(worker, 4, gpus=2)["CUDA_VISIBLE_DEVICES"] == expected
+    assert launching.environment(worker, 2, processes, gpus=4)["CUDA_VISIBLE_DEVICES"] == expected
 
 
 def test_one_training_at_a_time_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert "CUDA_VISIBLE_DEVICES" not in run_queue.environment(0, 1, gpus=2)
+    assert "CUDA_VISIBLE_DEVICES" not in launching.environment(0, 1, 2, gpus=2)

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
 
 from sa_mmdet.evaluation.evaluators import effective_config
+from sa_mmdet.studies import launching
 
 TOOL = "analysis_tools/run_comparison.py"
 BCCD = CONFIGS / "demo" / "faster-rcnn_r18_fpn_bccd.py"
@@ -56,16 +56,17 @@ class Runs:
         self.evaluator = "test_evaluator"
         self.noisy = True
 
-    def __call__(self, command: list[str], check: bool, **process: Any) -> Any:
-        process["stdout"].write(b"Epoch(train)  [1][ 5/26]  lr: 1e-3  eta: 0:01:18  time: 1.0\n")
+    def __call__(self, command: list[str], log: Path, variables: Any, descriptors: Any) -> int:
+        with log.open("a") as file:
+            file.write("Epoch(train)  [1][ 5/26]  lr: 1e-3  eta: 0:01:18  time: 1.0\n")
         tool, config = Path(command[1]).stem, Path(command[2]).stem
         folder = Path(command[command.index("--work-dir") + 1])
         run = folder if tool == "train" else folder.parent
         self.calls.append((tool, config, run.name))
         if self.calls[-1] == self.fails_at:
-            process["stdout"].write(b"RuntimeError: no more memory\n")
-            process["stdout"].flush()
-            return subprocess.CompletedProcess(command, 1)
+            with log.open("a") as file:
+                file.write("RuntimeError: no more memory\n")
+            return 1
         folder.mkdir(parents=True, exist_ok=True)
         if tool == "train":
             assert "--resume" in command
@@ -83,7 +84,7 @@ class Runs:
             found = detections(self.truth, noise, seed=int(run.name[-1])) if self.noisy else perfect(self.truth)
             boxes = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in found]
             Path(f"{prefix}.bbox.json").write_text(json.dumps(boxes))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(truth))
     monkeypatch.setenv("BCCD_ROOT", str(tmp_path))
     found = Runs(truth)
-    monkeypatch.setattr(subprocess, "run", found)
+    monkeypatch.setattr(launching, "run", found)
     return found
 
 
@@ -114,7 +115,9 @@ def test_it_continues_where_it_was_stopped_and_compares(
     assert not (work / "comparison.json").exists()
     status, printed, _ = tool(*arguments, "--status")
     assert status == 0
-    assert [line.split()[1].rstrip(":") for line in printed.splitlines()] == ["finished", "failed"] + ["finished"] * 2
+    *states, whole = printed.splitlines()
+    assert [line.split()[1].rstrip(":") for line in states] == ["finished", "failed"] + ["finished"] * 2
+    assert whole == "4 runs: 3 finished, 1 failed"
 
     runs.fails_at, runs.calls = None, []
     status, printed, _ = tool(*arguments)
@@ -262,13 +265,13 @@ def test_a_moved_study_is_judged_where_it_is_now(
     (run / "epoch_1.pth").touch()
     checkpoints = []
 
-    def trained(command: list[str], check: bool, **process: Any) -> Any:
+    def trained(command: list[str], *others: Any) -> int:
         if "train" in command[1]:
-            return subprocess.CompletedProcess(command, 0)  # MMEngine has nothing to do, and writes nothing
+            return 0  # MMEngine has nothing to do, and writes nothing
         checkpoints.append(command[3])
-        return runs(command, check, **process)
+        return runs(command, *others)
 
-    monkeypatch.setattr(subprocess, "run", trained)
+    monkeypatch.setattr(launching, "run", trained)
     assert tool(*arguments, tmp_path / "moved")[0] == 0
     assert checkpoints == [str(run / "epoch_1.pth")]
 

@@ -1,0 +1,1 @@
+"""Studies: training and testing many runs on the engines that exist, and judging them together."""

@@ -1,0 +1,110 @@
+"""Whether the data sets of a study are complete, before the first of its runs begins."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mmdet
+from mmengine.config import Config
+
+from sa_mmdet.messages import listed
+from sa_mmdet.untrusted import read_json
+
+_SHOWN = 3
+# Images of data sets that need not be here yet: COCO 2017 by the names of its annotations, ImageNet by its type.
+_KNOWN = {"instances_train2017.json": 118_287, "instances_val2017.json": 5_000}
+_IMAGENET = {"train": 1_281_167, "test": 50_000}
+
+
+def check_data(cfgs: Iterable[Config], phases: Iterable[str] = ("train", "test")) -> None:
+    """Check that the annotations in COCO's format and all images that they name are there.
+
+    Args:
+        cfgs: The configs.
+        phases: Which of their data sets to look at.
+
+    Raises:
+        ValueError: A file is missing or empty; it says how to get COCO, if it is COCO.
+    """
+    phases = tuple(phases)
+    wanted = dict.fromkeys(
+        place for cfg in cfgs for phase in phases for place in _places(cfg.get(f"{phase}_dataloader"))
+    )
+    for annotations, folder in wanted:
+        if not os.path.isfile(annotations):
+            raise ValueError(f"{annotations}: there is no such file{_hint(annotations)}")
+        names = _images(annotations)
+        there = _usable(Path(folder))
+        missing = sorted(name for name in names if not (_is_there(name, folder) if "/" in name else name in there))
+        if missing:
+            raise ValueError(
+                f"{folder}: {len(missing)} of the {len(names)} images of {annotations} are missing or empty, such as "
+                f"{listed(missing, _SHOWN)}{_hint(annotations)}"
+            )
+
+
+def images_of(cfg: Config, phase: str) -> int | None:
+    """The number of images of a config's data sets; None if that is not known.
+
+    Those of COCO 2017 and of ImageNet are known before they are downloaded.
+
+    Args:
+        cfg: The config.
+        phase: 'train' or 'test'.
+    """
+    loader = cfg.get(f"{phase}_dataloader")
+    kind = (loader.get("dataset") or {}).get("type") if isinstance(loader, Mapping) else None
+    if kind == "ImageNet":
+        return _IMAGENET[phase]
+    files = [place for place, _ in _places(loader)]
+    counts = [len(_images(file)) if os.path.isfile(file) else _KNOWN.get(os.path.basename(file)) for file in files]
+    known = [count for count in counts if count is not None]
+    return sum(known) if files and len(known) == len(files) else None
+
+
+def _places(loader: Any) -> Iterator[tuple[str, str]]:
+    """For each data set in COCO's format, wrapped or not, its annotations and its folder of images."""
+    if not isinstance(loader, Mapping):
+        return
+    for inner in (loader.get("dataset"), *(loader.get("datasets") or ())):
+        yield from _places(inner)
+    annotations, prefix = loader.get("ann_file"), loader.get("data_prefix")
+    images = prefix.get("img", prefix.get("img_path")) if isinstance(prefix, Mapping) else None
+    if not isinstance(annotations, str) or not isinstance(images, str) or not annotations.endswith(".json"):
+        return
+    if "://" not in f"{annotations}{images}" and not loader.get("backend_args"):
+        root = str(loader.get("data_root") or "")
+        yield os.path.join(root, annotations), os.path.join(root, images)
+
+
+@cache
+def _images(annotations: str) -> tuple[str, ...]:
+    content = read_json(annotations)
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        raise ValueError(f"{annotations}: has no list of images: give a file in COCO's format")
+    return tuple(str(image.get("file_name", "")) for image in images if isinstance(image, dict))
+
+
+def _usable(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file() and entry.stat().st_size}
+    except OSError:
+        return set()
+
+
+def _is_there(name: str, folder: str) -> bool:
+    path = os.path.join(folder, name)
+    return os.path.isfile(path) and os.path.getsize(path) > 0
+
+
+def _hint(annotations: str) -> str:
+    """How to get the data set, for COCO; MMDetection brings a tool for it."""
+    if "2017" not in os.path.basename(annotations):
+        return ": check data_root, ann_file and data_prefix"
+    tool = Path(mmdet.__file__).parent / ".mim" / "tools" / "misc" / "download_dataset.py"
+    root = Path(annotations).parent.parent
+    return f": MMDetection downloads COCO: python {tool} --dataset-name coco2017 --save-dir {root} --unzip --delete"

@@ -1,0 +1,121 @@
+"""Starting a training or a test in processes of its own, and ending it when this process is told to end."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+DETECTOR_TOOLS = Path(__file__).resolve().parents[1] / ".mim" / "tools"
+_running: set["subprocess.Popen[bytes]"] = set()
+_lock = threading.Lock()
+
+
+class Terminated(BaseException):
+    """SIGTERM was received, by which slurm and clouds announce the end."""
+
+
+def classifier_tools() -> Path:
+    """The folder of MMPretrain's tools, which train classifiers.
+
+    Raises:
+        ValueError: MMPretrain is not installed.
+    """
+    found = importlib.util.find_spec("mmpretrain")
+    folders = [Path(place) / ".mim" / "tools" for place in found.submodule_search_locations or ()] if found else []
+    if not folders or not folders[0].is_dir():
+        raise ValueError(
+            "MMPretrain, which trains classifiers, is not installed: pip install mmpretrain, beside the torchvision "
+            "that belongs to your PyTorch"
+        )
+    return folders[0]
+
+
+def command(tool: Path, processes: int, arguments: Sequence[object]) -> list[str]:
+    """The command that starts a tool of OpenMMLab, with several processes by PyTorch's own launcher.
+
+    Args:
+        tool: The tool's path.
+        processes: How many processes; they find each other on a free port of this machine.
+        arguments: The tool's arguments.
+    """
+    own = [str(tool), *map(str, arguments)]
+    if processes == 1:
+        return [sys.executable, *own]
+    launcher = ("-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}")
+    # The option comes first: the value list of --cfg-options would take it at the end.
+    return [
+        sys.executable,
+        *launcher,
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+        own[0],
+        "--launcher",
+        "pytorch",
+        *own[1:],
+    ]
+
+
+def environment(worker: int, jobs: int, processes: int, gpus: int) -> dict[str, str]:
+    """The environment variables of one of several trainings at a time: its GPUs, or its share of the processors.
+
+    Args:
+        worker: The number of the worker, from 0.
+        jobs: How many trainings run at a time.
+        processes: How many processes each has.
+        gpus: How many GPUs there are.
+    """
+    found = dict(os.environ)
+    if gpus:
+        if jobs > 1 or processes < gpus:
+            visible = found.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+            found["CUDA_VISIBLE_DEVICES"] = ",".join(visible[worker * processes : (worker + 1) * processes])
+    elif jobs * processes > 1:
+        found.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // (jobs * processes))))
+    return found
+
+
+def run(arguments: Sequence[str], log: Path, variables: Mapping[str, str] | None, descriptors: Sequence[int]) -> int:
+    """Run a command to its end; what it prints is appended to a log.
+
+    Args:
+        arguments: The command.
+        log: The file.
+        variables: The environment variables; this process's own if None.
+        descriptors: File descriptors that it keeps open.
+
+    Returns:
+        Its exit status.
+    """
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            arguments, stdout=file, stderr=subprocess.STDOUT, env=variables, pass_fds=tuple(descriptors)
+        )
+    with _lock:
+        _running.add(process)
+    try:
+        return process.wait()
+    finally:
+        with _lock:
+            _running.discard(process)
+
+
+@contextmanager
+def passing_on_termination() -> Iterator[None]:
+    """Pass SIGTERM on to all trainings, which then save where they are, and raise :class:`Terminated` here."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in list(_running):
+            process.send_signal(signal.SIGTERM)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

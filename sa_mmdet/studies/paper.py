@@ -1,0 +1,122 @@
+"""The paper's tables as studies: their configs, and what the paper found."""
+
+import csv
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy import stats
+
+from sa_mmdet.evaluation.comparison import Comparison
+
+_CONFIGS = Path(__file__).resolve().parents[1] / ".mim" / "configs"
+_FILES = {
+    "table1": "table1_ablation_imagenet.csv",
+    "table2": "table2_imagenet.csv",
+    "table3": "table3_coco_detection.csv",
+    "table4": "table4_coco_instance_segmentation.csv",
+}
+TABLES = tuple(_FILES)
+_DETECTORS = {
+    "Faster R-CNN": "faster_rcnn/faster-rcnn",
+    "Mask R-CNN": "mask_rcnn/mask-rcnn",
+    "RetinaNet": "retinanet/retinanet",
+}
+_METHODS = {"ResNet": "none", "SENet": "SE", "CBAM": "CBAM", "SGE-Net": "SGE", "ECA-Net": "ECA", "SA-Net": "SA"}
+_ABLATIONS = {
+    "origin": "sa-r50",
+    "w/o_gn": "sa-r50-without-norm",
+    "w/o_shuffle": "sa-r50-without-shuffle",
+    "w/o_Fc": "sa-r50-without-fc",
+    "1x1_conv": "sa-r50-conv",
+}
+# The paper's metric, and the column that holds it.
+_MAIN = {"bbox": ("AP", "ap"), "segm": ("AP", "ap"), "classification": ("top1", "top1")}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Configs that are compared with the first of them, such as all with the same detector and depth."""
+
+    name: str  # such as 'faster-rcnn_r50'; '' for the only group of a study
+    configs: tuple[str, ...]  # their paths
+    task: str = ""  # of the paper's figures: 'bbox', 'segm' or 'classification'
+    figures: tuple[float, ...] = ()  # of the paper, in points, one per config
+
+
+def groups_of(table: str) -> list[Group]:
+    """The configs of a table of the paper, those with the same detector and backbone together.
+
+    Args:
+        table: One of :data:`TABLES`.
+    """
+    with (_CONFIGS / "_paper_" / _FILES[table]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    task = {"table3": "bbox", "table4": "segm"}.get(table, "classification")
+    found: dict[str, list[tuple[str, float]]] = {}
+    for row in rows:
+        name, path = _config(row)
+        found.setdefault(name, []).append((str(_CONFIGS / path), float(row[_MAIN[task][1]])))
+    return [
+        Group(name, tuple(path for path, _ in own), task, tuple(figure for _, figure in own))
+        for name, own in found.items()
+    ]
+
+
+def _config(row: dict[str, str]) -> tuple[str, str]:
+    """The group and the config of a row."""
+    if "attention" in row:
+        stem = _DETECTORS[row.get("detector", "Mask R-CNN")]
+        depth = row["backbone"].replace("ResNet-", "r")
+        attention = "" if row["attention"] == "none" else f"{row['attention'].lower()}-"
+        return f"{stem.rpartition('/')[2]}_{depth}", f"{stem}_{attention}{depth}_fpn_1x_coco.py"
+    if "backbone" in row:
+        depth, attention = row["backbone"].replace("ResNet-", "r"), _METHODS[row["method"]]
+        return depth, f"imagenet/{'' if attention == 'none' else f'{attention.lower()}-'}{depth}_8xb32_in1k.py"
+    return "ablation_r50", f"imagenet/{_ABLATIONS[row['method']]}_8xb32_in1k.py"
+
+
+def beside_paper(group: Group, found: Comparison) -> list[str]:
+    """Say for each config what the paper found, what was measured, and whether the two agree.
+
+    They agree if the paper's figure lies where another run of the same training would: the mean of the runs, plus or
+    minus t with n - 1 degrees of freedom times their standard deviation times sqrt(1 + 1/n). The images are the same
+    for all of them, so that they add no spread.
+
+    Args:
+        group: The configs.
+        found: The comparison of their runs, in the same order.
+    """
+    if found.task != group.task:
+        return []
+    metric = _MAIN[group.task][0]
+    lines = []
+    for name, runs, printed in zip(found.variants, found.runs, group.figures, strict=True):
+        values = [100 * run.points[metric] for run in runs]
+        text = f"{name}: the paper has {printed:.1f} {found.label(metric)}, measured {statistics.mean(values):.1f}"
+        low, high = another_run(values, found.level)
+        if math.isnan(low):
+            lines.append(f"{text} in a single run, which does not show how far another would be from it")
+            continue
+        inside = "inside" if low <= printed <= high else "outside"
+        lines.append(
+            f"{text} ({len(values)} runs); another run would lie between {low:.1f} and {high:.1f} with "
+            f"{found.level:.0%}: the paper's lies {inside}"
+        )
+    return lines
+
+
+def another_run(values: Sequence[float], level: float) -> tuple[float, float]:
+    """The interval in which another run lies; NaN for a single value.
+
+    Args:
+        values: One per run, taken for independent and normally distributed.
+        level: The interval's probability, between 0 and 1.
+    """
+    if len(values) < 2:
+        return math.nan, math.nan
+    count = len(values)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * statistics.stdev(values) * math.sqrt(1 + 1 / count)
+    return statistics.mean(values) - half, statistics.mean(values) + half

@@ -1,0 +1,146 @@
+"""Many runs, several at a time: each is trained by one process alone, whichever of several commands began it."""
+
+import errno
+import fcntl
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from sa_mmdet.atomic_write import atomic_write_text
+
+from .checkpoints import remove_checkpoints
+from .launching import environment
+from .training import FAILED, LOGS, Training
+from .trainings import check_settings, train_and_test
+
+_ASK_AGAIN = 5.0  # seconds until a run that another process has is looked at again
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system without them
+
+
+class Screen(Protocol):
+    """Tells the user what happens."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+
+    def begins(self, run: Training) -> None:
+        """A run begins."""
+
+    def ends(self, run: Training) -> None:
+        """A run has ended, finished or not."""
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[int | None]:
+    """Take a run, so that no other process trains it at the same time.
+
+    The lock is also held by the processes that get its descriptor, and ends with the last of them: a training whose
+    driver was killed still holds it.
+
+    Args:
+        folder: The run's work directory.
+
+    Yields:
+        The lock's descriptor, or None while another process has the run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def work(runs: Sequence[Training], jobs: int, gpus: int, screen: Screen, keep: str = "all") -> list[str]:
+    """Train and test runs, several at a time. A failed run does not stop the others.
+
+    Runs that another process has are left to it, and waited for.
+
+    Args:
+        runs: The runs, in the order in which they are begun.
+        jobs: How many run at a time.
+        gpus: How many GPUs there are; each process of a training takes one.
+        screen: Is told of each run that begins and ends.
+        keep: Which checkpoints of finished runs to keep: see :func:`.checkpoints.remove_checkpoints`.
+
+    Returns:
+        A sentence for each run that failed.
+
+    Raises:
+        ValueError: A run was begun with other settings; then nothing is begun.
+    """
+    for run in runs:
+        check_settings(run)
+    waiting, lock = deque(runs), threading.Lock()
+    failures: list[str] = []
+    told: set[Training] = set()
+
+    def next_run() -> Training | None:
+        with lock:
+            return waiting.popleft() if waiting else None
+
+    def serve(worker: int) -> None:
+        while (run := next_run()) is not None:
+            with taken(run.folder) as descriptor:
+                if descriptor is None:
+                    with lock:
+                        waiting.append(run)
+                        again = run in told
+                        told.add(run)
+                    if not again:
+                        screen.say(f"{run.name}: another process has it")
+                else:
+                    variables = environment(worker, jobs, run.processes, gpus)
+                    failures.extend(_one(run, variables, descriptor, screen, keep))
+                    continue
+            if again:
+                time.sleep(_ASK_AGAIN)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for done in [pool.submit(serve, worker) for worker in range(jobs)]:
+                done.result()
+        except BaseException:  # the terminal interrupts the trainings, too; none is begun after them
+            with lock:
+                waiting.clear()
+            raise
+    return failures
+
+
+def _one(run: Training, variables: dict[str, str], descriptor: int, screen: Screen, keep: str) -> list[str]:
+    """Train and test a run; return why it failed, if it did."""
+    began, failed = time.monotonic(), run.folder / FAILED
+    if not run.is_finished:
+        screen.say(f"{run.name}: begins (log: {run.folder / LOGS['train']})")
+    failed.unlink(missing_ok=True)
+    screen.begins(run)
+    try:
+        done = train_and_test(run, variables, (descriptor,))
+        remove_checkpoints(run.folder, keep)
+        seconds = time.monotonic() - began
+        if done:
+            run.note(seconds=seconds + float(run.facts().get("seconds", 0)))
+    except (OSError, ValueError) as error:
+        with suppress(OSError):  # of a full disk
+            run.note(seconds=time.monotonic() - began + float(run.facts().get("seconds", 0)))
+            atomic_write_text(failed, f"{error}\n")
+        screen.say(f"{run.name}: failed: {error}")
+        return [str(error)]
+    finally:
+        screen.ends(run)
+    screen.say(f"{run.name}: " + (f"finished in {seconds / 60:.1f} min" if done else "finished before"))
+    return []
