@@ -45,7 +45,6 @@ MessageTimeout=60
 BatchStartTimeout=60
 KillWait={kill_wait}
 MinJobAge=60
-JobRequeue=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=bf_interval=1,sched_interval=2,sched_min_interval=0,batch_sched_delay=0
@@ -90,9 +89,7 @@ class Cluster:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
     def environment(self) -> dict[str, str]:
@@ -160,21 +157,18 @@ class Cluster:
             self._machines.popitem()[1].communicate()
 
     def _start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "state").mkdir()
-        for name in NODES:
-            (self.folder / name).mkdir()
+        for name in ("state", *NODES):
+            (self.folder / name).mkdir(parents=True)
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(1 + len(NODES))]
         ports = [one.getsockname()[1] for one in sockets]
         for one in sockets:
             one.close()
         host = socket.gethostname().split(".")[0]
         values = dict(folder=self.folder, host=host, user=getpass.getuser(), ports=ports, nodes=NODES)
-        conf = _CONF.format(**values, **self._times)
-        (self.folder / "slurm.conf").write_text(conf)
-        version = re.findall(r"\d+", self.run("slurmctld", "-V"))
+        (self.folder / "slurm.conf").write_text(_CONF.format(**values, **self._times))
+        version = [int(number) for number in re.findall(r"\d+", self.run("slurmctld", "-V"))]
         # Older ones want a plugin even if nothing uses it; this one looks at nothing before it is used.
-        plugin = "disabled" if int(version[0]) >= 23 else "cgroup/v1"
+        plugin = "disabled" if version >= [23, 11] else "cgroup/v1"
         (self.folder / "cgroup.conf").write_text(f"CgroupPlugin={plugin}\n")
         key = self.folder / "munge.key"
         key.touch(0o600)
