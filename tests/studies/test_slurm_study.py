@@ -1,0 +1,100 @@
+"""A study on a real slurm, and one with several processes per run, end in the figures of an undisturbed one."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import DEMO, Tool
+from slurm_cluster import Cluster
+
+TOOL = "analysis_tools/run_comparison.py"
+OPTIONS = ["--resamples", 20, "--cfg-options", "train_cfg.max_epochs=8", "train_cfg.val_interval=8"]
+needs_slurm = pytest.mark.skipif(bool(Cluster.missing()), reason=f"slurm is not here: no {Cluster.missing()}")
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture
+def configs(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    monkeypatch.setenv("SHAPES_ROOT", str(shapes))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plain = tmp_path / "plain.py"
+    plain.write_text(f"_base_ = [{str(DEMO)!r}]\nmodel = dict(backbone=dict(implementation='reference'))\n")
+    return [plain, DEMO]
+
+
+def judged(work: Path) -> Any:
+    return json.loads((work / "comparison.json").read_text())["tasks"]
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("s")) as running:
+        yield running
+
+
+@needs_slurm
+def test_preempted_killed_and_cancelled_runs_end_as_undisturbed_ones(
+    configs: list[Path], cluster: Cluster, tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (TOOL, *configs, "--seeds", 0, "--work-dir")
+    status, _, errors = tool(*arguments, tmp_path / "undisturbed", *OPTIONS)
+    assert status == 0, errors
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    work = tmp_path / "work"
+
+    status, _, errors = tool(*arguments, work, "--slurm=--partition=nowhere", *OPTIONS)
+    assert status == 1
+    assert "--slurm: sbatch refuses the job: " in errors
+    assert "invalid partition" in errors
+
+    status, said, errors = tool(*arguments, work, "--slurm=--partition=work", *OPTIONS)
+    assert status == 0, errors
+    array, last = re.findall(r"job (\d+)", said)
+    runs = [work / path.stem / "seed0" for path in configs]
+    cluster.wait_until(lambda: all((run / "epoch_1.pth").exists() for run in runs), 600)
+    status, told, _ = tool(*arguments, work, "--status", *OPTIONS)
+    assert status == 0
+    assert told.splitlines()[-1].startswith("2 runs: 2 running")
+
+    node = cluster.node_of(f"{array}_1")
+    urgent = cluster.submit("--partition=urgent", f"--nodelist={node}", "--wrap=sleep 1")
+    cluster.wait_until(lambda: cluster.jobs().get(urgent) == "COMPLETED")
+    cluster.kill_node(cluster.node_of(f"{array}_2"))
+    began = (runs[1] / "train.log").stat().st_size
+    cluster.wait_until(lambda: (runs[1] / "train.log").stat().st_size > began, 600)
+    cluster.run("scancel", f"{array}_2")
+    for name, state in cluster.nodes().items():
+        if state.startswith("down"):
+            cluster.start_node(name)
+    cluster.wait_until(lambda: cluster.jobs().get(last) in ("COMPLETED", "FAILED"), 900)
+    assert (runs[0] / "results.bbox.json").exists()
+    assert not (runs[1] / "results.bbox.json").exists()
+    log = (work / "slurm" / "judge.log").read_text()
+    assert f"1 of 2 runs are not finished, and not judged: {DEMO.stem}/seed0" in log
+
+    status, said, errors = tool(*arguments, work, "--slurm", *OPTIONS)
+    assert status == 0, errors
+    last = re.findall(r"job (\d+)", said)[1]
+    cluster.wait_until(lambda: cluster.jobs().get(last) in ("COMPLETED", "FAILED"), 900)
+    assert judged(work) == judged(tmp_path / "undisturbed")
+    assert (work / "report.html").is_file()
+    assert len(list(runs[0].glob("*/vis_data/config.py"))) > 1  # it was begun more than once
+
+
+def test_two_runs_at_a_time_with_two_processes_each(configs: list[Path], tool: Tool, tmp_path: Path) -> None:
+    arguments = (TOOL, *configs, "--seeds", 0, "--work-dir", tmp_path / "work", "--gpus-per-run", 2)
+    status, said, errors = tool(*arguments, "--jobs", 2, *OPTIONS)
+    assert status == 0, errors
+    assert len(re.findall(r"seed0: finished in", said)) == 2
+    status, _, errors = tool(*arguments[:-2], *OPTIONS)
+    assert status == 1
+    assert "the number of processes (2, 1)" in errors
+    status, _, errors = tool(
+        TOOL, *configs, "--seeds", 0, "--work-dir", tmp_path / "one", "--gpus-per-run", 2, *OPTIONS
+    )
+    assert status == 0, errors
+    assert judged(tmp_path / "work") == judged(tmp_path / "one")
