@@ -285,6 +285,15 @@ def test_what_would_count_twice_does_not(tool: Tool, tmp_path: Path) -> None:
     assert "2 against 2 runs" in page.verdicts[0]
 
 
+def test_what_float32_makes_of_all_images_is_all(tool: Tool, tmp_path: Path) -> None:
+    hundred = float(np.nextafter(np.float32(100), np.float32(200)))
+    assert hundred > 100
+    folder = write_classifier(tmp_path / "a" / "b", SA, strength=None, accuracy=[{"accuracy/top1": hundred}])
+    page = report(tool, [folder])
+    assert page.rows("Accuracy of the variants")[1][1] == "100.0"
+    assert len(page.notes) == 1  # about predictions
+
+
 def test_lines_that_no_evaluation_writes_are_left_out(tool: Tool, tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "a" / "b", SA, strength=None)
     [log] = folder.glob("*/vis_data/scalars.json")

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from work_dirs import LOG
 
 NONE: dict[str, Any] = dict(type="mmdet.ResNet", depth=50)
+SE: dict[str, Any] = dict(type="mmdet.AttentionResNet", depth=50, attention=dict(type="SqueezeExcitation"))
 SA: dict[str, Any] = dict(type="mmdet.SAResNet", depth=50)
 
 
