@@ -26,6 +26,7 @@ from .detector_forward import MASKS, PROPOSALS, inner_detector, prepare
 CONVENTIONS = ("mmengine", "paper")
 DETECTOR_SHAPE = (800, 1280)  # height and width in pixels, as in the paper's Table 3
 BACKBONE_SHAPE = (224, 224)  # as in its Table 2
+CLASSES = 1000  # of the head that its Table 2 counts
 _STRIDE = 32  # of the last stage
 
 
@@ -48,7 +49,12 @@ class Complexity:
         return self.backbone + self.neck + self.heads + self.attention
 
 
-def analyze(cfg: dict[str, Any], shape: tuple[int, int] | None = None, convention: str = "mmengine") -> Complexity:
+def analyze(
+    cfg: dict[str, Any],
+    shape: tuple[int, int] | None = None,
+    convention: str = "mmengine",
+    classes: int = CLASSES,
+) -> Complexity:
     """Count a model's parameters and multiply-adds, without weights or data, on the CPU.
 
     Args:
@@ -59,8 +65,9 @@ def analyze(cfg: dict[str, Any], shape: tuple[int, int] | None = None, conventio
             output element of a batch norm, 1 per output element of a ReLU, and 1 per input element of a pooling layer
             and of an attention module's own pooling. Deconvolutions are counted at their output's resolution;
             two-stage detectors have 81 classes, including the background, and their SE has no biases; a backbone has
-            a head for 1000 classes. The attributes of :class:`sa_mmdet.attention.Attention` say what differs between
+            a linear head. The attributes of :class:`sa_mmdet.attention.Attention` say what differs between
             attention layers.
+        classes: The number of classes of the head that a backbone has by the paper's rules.
 
     A detector runs the forward that MMDetection's own get_flops.py counts, with 1000 proposals for box heads and 100
     for mask heads. ``not_counted`` of the result names the modules that it does not run, which are those that only
@@ -78,7 +85,7 @@ def analyze(cfg: dict[str, Any], shape: tuple[int, int] | None = None, conventio
     if min(height, width) < _STRIDE:
         raise ValueError(f"shape {height} x {width} is smaller than the backbone's stride: use {_STRIDE} or more")
     left_out = prepare(model, height, width) if detector else []
-    wrapped: nn.Module = model if detector else _Classifier(model) if as_paper else _Bare(model)
+    wrapped: nn.Module = model if detector else _Classifier(model, classes) if as_paper else _Bare(model)
     image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
     try:
         counts, unused = (_count_as_paper if as_paper else operators.count)(wrapped, image)
@@ -192,9 +199,9 @@ class _Bare(nn.Module):
 
 
 class _Classifier(_Bare):
-    """A backbone with the paper's ImageNet head."""
+    """A backbone with a linear head, as the paper's on ImageNet."""
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, backbone: nn.Module, classes: int):
         super().__init__(backbone)
         width: Any = getattr(backbone, "feat_dim", None)
         if width is None:
@@ -202,7 +209,7 @@ class _Classifier(_Bare):
                 f"{type(backbone).__name__} has no feat_dim, the width of its last stage: use --convention mmengine"
             )
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(width, 1000, device="meta")
+        self.classifier = nn.Linear(width, classes, device="meta")
 
     def forward(self, image: Tensor) -> Any:
         return self.classifier(self.pool(self.backbone(image)[-1]).flatten(1))

@@ -20,6 +20,10 @@ _K = dict(top1=1, top5=5)
 _CHUNK = 100  # resamples that are computed at once
 
 
+class OtherImagesError(ValueError):
+    """Predictions are of different images, or of images with other classes."""
+
+
 @dataclass
 class Accuracy:
     """The accuracy of one run on N images."""
@@ -63,8 +67,8 @@ def compare_classifiers(
         seed: The seed of the random draws.
 
     Raises:
-        ValueError: A file cannot be read or is invalid, the files have different images or classes, or two runs of one
-            variant are the same.
+        OtherImagesError: The files have different images or classes.
+        ValueError: A file cannot be read or is invalid, or two runs of one variant are the same.
     """
     first = _with_labels([path for _, paths in variants for path in paths] if truth is None else [truth])
     labels = dict(sorted(zip(first.images, first.labels or (), strict=True)))
@@ -114,13 +118,13 @@ def _ranked(own: Predictions, first: Predictions, labels: dict[str, str]) -> _Ra
     """Check that a run's images and their classes are those of the first file, and find out what counts of the run."""
     different = set(own.images) ^ set(labels)
     if different:
-        raise ValueError(
+        raise OtherImagesError(
             f"{own.path}: has other images than {first.path}, such as {short(min(different))}: give results of the "
             "same images"
         )
     for image, label in zip(own.images, own.labels or (), strict=own.labels is not None):
         if label != labels[image]:
-            raise ValueError(
+            raise OtherImagesError(
                 f"{own.path}: image {short(image)} is of class {short(label)}, but of {short(labels[image])} in "
                 f"{first.path}: give results of the same data set"
             )

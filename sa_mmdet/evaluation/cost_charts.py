@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .costs import Cost, Time
+from .paper import measured_there, printed
 from .runs import Run
 from .svg import LEAST_ACCURACY, add_legend, cut, figure_as_svg, ink, look
-from .tables import read_csv
+from .tasks import Task
 from .variants import by_variant
 
 _LEAST_COST = 0.1  # share of the largest cost that an axis spans at least
@@ -30,7 +31,7 @@ class Point:
 
     name: str
     number: int  # of the variant, from 0
-    accuracy: float  # AP in points
+    accuracy: float  # AP or top1 in points
     deviation: float  # of it from seed to seed; NaN for a single run
     costs: Mapping[str, Measured]  # by their names, which are those of the axes' labels
 
@@ -39,7 +40,7 @@ class Point:
 class _Printed:
     """A result of the paper."""
 
-    detector: str
+    family: str
     backbone: str
     attention: str
     accuracy: float
@@ -57,7 +58,7 @@ def points_of(
 
     Args:
         runs: The runs.
-        accuracies: For each variant the AP of its runs, from 0 to 1.
+        accuracies: For each variant the AP or top1 of its runs, from 0 to 1.
         names: The variants' short names.
         costs: The variants' costs.
         times: The measured times of some variants.
@@ -76,73 +77,74 @@ def points_of(
 
 
 def cost_charts(
-    runs: Sequence[Run], points: Sequence[Point], measured: str, task: str, folder: Path
+    runs: Sequence[Run], points: Sequence[Point], measured: str, task: Task, images: int | None, folder: Path
 ) -> list[list[dict[str, str]]]:
-    """Draw box or mask AP by parameters, by multiply-adds, and by time where it was measured.
+    """Draw the first metric by parameters, by multiply-adds, and by time where it was measured.
 
     Args:
         runs: The runs.
         points: What :func:`points_of` returns for them.
         measured: What the times are of.
-        task: 'bbox' or 'segm'.
+        task: What is measured.
+        images: How many images the runs' results are of; None if that is not known.
         folder: The folder with the paper's tables as CSV files.
 
     Returns:
-        Rows of charts, each with its 'svg' and its 'title'. If all runs are on COCO, the paper's points are in the
-        same charts as the measured ones, else in a row of their own.
+        Rows of charts, each with its 'svg' and its 'title'. If all runs are on the images of the paper's results, its
+        points are in the same charts as the measured ones, else in a row of their own.
     """
-    printed = _printed(runs, task, folder)
+    theirs = _printed(runs, task, folder)
     colours = {run.attention: look(number)["color"] for number, run in reversed(list(enumerate(_firsts(runs))))}
-    together = all(run.on_coco for run in runs)
+    together = len(measured_there(runs, task, images)) == len(runs)
     kinds = ("parameters", "operations")
     here = "measured here" + (", beside the paper" if together else "")
-    beside = printed if together else []
+    beside = theirs if together else []
     timed = f"measured here; the time is that of inference of {measured}"
     rows = [
-        [*(_chart(here, kind, points, beside, colours) for kind in kinds), _chart(timed, "time", points, [], colours)],
-        [_chart("the paper, on COCO val2017", kind, [], [] if together else printed, colours) for kind in kinds],
+        [
+            *(_chart(here, task, kind, points, beside, colours) for kind in kinds),
+            _chart(timed, task, "time", points, [], colours),
+        ],
+        [_chart(f"the paper, on {task.data}", task, kind, [], [] if together else theirs, colours) for kind in kinds],
     ]
     found = [[chart for chart in row if chart is not None] for row in rows]
     return [row for row in found if row]
 
 
 def _chart(
-    title: str, kind: str, points: Sequence[Point], printed: Sequence[_Printed], colours: Mapping[str, str]
+    title: str, task: Task, kind: str, points: Sequence[Point], theirs: Sequence[_Printed], colours: Mapping[str, str]
 ) -> dict[str, str] | None:
     known = [point for point in points if kind in point.costs and math.isfinite(point.costs[kind][0])]
-    if not known and not printed:
+    if not known and not theirs:
         return None
-    return dict(title=title, svg=figure_as_svg(lambda axes: _draw(axes, kind, known, printed, colours), (4.4, 3.3)))
+
+    def draw(axes: Any) -> None:
+        _draw(axes, kind, known, theirs, colours)
+        axes.set_ylabel(task.measure)
+
+    return dict(title=title, svg=figure_as_svg(draw, (4.4, 3.3)))
 
 
 def _firsts(runs: Sequence[Run]) -> list[Run]:
     return [own[0] for own in by_variant(runs).values()]
 
 
-def _printed(runs: Sequence[Run], task: str, folder: Path) -> list[_Printed]:
-    """The paper's results with the detectors of the runs; its costs are in the table of boxes alone."""
-    masks = {
-        ("Mask R-CNN", line["backbone"], line["attention"]): line["ap"]
-        for line in read_csv(folder / "table4_coco_instance_segmentation.csv")
-    }
+def _printed(runs: Sequence[Run], task: Task, folder: Path) -> list[_Printed]:
+    """The paper's results with the detectors of the runs, as far as it has their costs."""
     families = {run.family for run in runs}
     found = []
-    for line in read_csv(folder / "table3_coco_detection.csv"):
-        key = line["detector"], line["backbone"], line["attention"]
-        accuracy = line["ap"] if task == "bbox" else masks.get(key)
-        if line["detector"] in families and accuracy:
-            costs = {
-                kind: (float(line[column]),) * 3
-                for kind, column in (("parameters", "params_m"), ("operations", "gflops"))
-            }
-            found.append(_Printed(*key, float(accuracy), costs))
+    for line in printed(task, folder):
+        accuracy = line.metrics[task.metrics[0]]
+        if line.family in families and accuracy and math.isfinite(line.parameters):
+            costs = dict(parameters=(line.parameters,) * 3, operations=(line.operations,) * 3)
+            found.append(_Printed(line.family, line.backbone, line.attention, float(accuracy), costs))
     return found
 
 
-def _draw(axes: Any, kind: str, own: Sequence[Point], printed: Sequence[_Printed], colours: Mapping[str, str]) -> None:
+def _draw(axes: Any, kind: str, own: Sequence[Point], theirs: Sequence[_Printed], colours: Mapping[str, str]) -> None:
     from matplotlib.transforms import ScaledTranslation
 
-    _span(axes, [one.costs[kind] for one in own] + [one.costs[kind] for one in printed], own, printed)
+    _span(axes, [one.costs[kind] for one in own] + [one.costs[kind] for one in theirs], own, theirs)
     width = axes.get_xlim()[1] - axes.get_xlim()[0]
     for point in own:
         cost, low, high = point.costs[kind]
@@ -154,29 +156,28 @@ def _draw(axes: Any, kind: str, own: Sequence[Point], printed: Sequence[_Printed
         shift = _ASIDE * (alike.index(point) - (len(alike) - 1) / 2)
         aside = ScaledTranslation(shift, 0, axes.figure.dpi_scale_trans)
         axes.errorbar([cost], [point.accuracy], yerr=spread, xerr=errors, transform=axes.transData + aside, **style)
-    _draw_printed(axes, kind, printed, colours)
+    _draw_printed(axes, kind, theirs, colours)
     axes.set_xlabel(_LABELS[kind])
-    axes.set_ylabel("AP")
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[1]:
         add_legend(axes)
 
 
-def _draw_printed(axes: Any, kind: str, printed: Sequence[_Printed], colours: Mapping[str, str]) -> None:
+def _draw_printed(axes: Any, kind: str, theirs: Sequence[_Printed], colours: Mapping[str, str]) -> None:
     """Draw the paper's points, with labels that move up or down where they would cover one another."""
-    groups = list(dict.fromkeys((one.detector, one.backbone) for one in printed))
-    several = len({one.detector for one in printed}) > 1
+    groups = list(dict.fromkeys((one.family, one.backbone) for one in theirs))
+    several = len({one.family for one in theirs}) > 1
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     placed: list[tuple[float, float, float]] = []  # of each label the ends and the height, in inches
-    for one in sorted(printed, key=lambda one: one.accuracy):
+    for one in sorted(theirs, key=lambda one: one.accuracy):
         place = one.costs[kind][0], one.accuracy
-        group = groups.index((one.detector, one.backbone))
+        group = groups.index((one.family, one.backbone))
         style: dict[str, Any] = dict(markerfacecolor="none", color=colours.get(one.attention, _OTHER))
         axes.plot(*place, _MARKERS[group % len(_MARKERS) if several else 0], markersize=5, **style)
         text = one.attention if several or one.attention != "none" else f"none, {one.backbone}"
         start = _WIDTH * (place[0] - left) / (right - left) + 0.07
         end, height = start + _LETTER * len(text), _HEIGHT * (place[1] - low) / (high - low)
-        shifts = (_LINE * step * sign for step in range(2 * len(printed)) for sign in (1, -1))
+        shifts = (_LINE * step * sign for step in range(2 * len(theirs)) for sign in (1, -1))
         shift = next(
             shift
             for shift in shifts
@@ -191,14 +192,14 @@ def _draw_printed(axes: Any, kind: str, printed: Sequence[_Printed], colours: Ma
         axes.plot([], [], marker, markersize=5, **style)
 
 
-def _span(axes: Any, costs: Sequence[Measured], own: Sequence[Point], printed: Sequence[_Printed]) -> None:
+def _span(axes: Any, costs: Sequence[Measured], own: Sequence[Point], theirs: Sequence[_Printed]) -> None:
     """Choose the axes' bounds, so that neither noise nor a label's width misleads."""
     low, high = min(cost[1] for cost in costs), max(cost[2] for cost in costs)
     margin = max(high - low, _LEAST_COST * high) * 0.15
     middle = (low + high) / 2
     half = max(high - low, _LEAST_COST * high) / 2
-    axes.set_xlim(middle - half - margin, middle + half + margin * (3 if printed else 1))
-    ends = [one.accuracy for one in printed]
+    axes.set_xlim(middle - half - margin, middle + half + margin * (3 if theirs else 1))
+    ends = [one.accuracy for one in theirs]
     for point in own:
         deviation = 0.0 if math.isnan(point.deviation) else point.deviation
         ends += [point.accuracy - deviation, point.accuracy + deviation]

@@ -5,22 +5,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmengine.config import Config
+
 from sa_mmdet.analysis.benchmark_steps import VARIANTS
-from sa_mmdet.analysis.complexity import analyze
+from sa_mmdet.analysis.complexity import CLASSES, analyze
 from sa_mmdet.backbones import attention_label
 from sa_mmdet.untrusted import check_buildable
 
 from .runs import Run
+from .tasks import CLASSIFIER
 from .variants import by_variant
 
 _LARGEST = 10_000  # pixels; what a work directory of others asks for
-# The transforms that fix a size, and which of their settings it is.
+# The transforms that fix a size, and which of their settings it is. A single number is both sides.
 _SIZES = {
+    "CenterCrop": "crop_size",
+    "EfficientNetCenterCrop": "crop_size",
+    "EfficientNetRandomCrop": "scale",
     "FixShapeResize": "width",
     "RandomChoiceResize": "scales",
     "RandomCrop": "crop_size",
     "RandomResize": "scale",
+    "RandomResizedCrop": "scale",
     "Resize": "scale",
+    "ResizeEdge": "scale",
 }
 _LONGEST = 1e6  # times as long as the plain network
 _DEPTH = 50  # of files that the benchmark wrote before it noted the depth
@@ -72,11 +80,24 @@ def costs_of(runs: Sequence[Run]) -> dict[str, Cost]:
 
 def _cost(run: Run, shape: tuple[int, int] | None) -> Cost:
     try:
-        check_buildable(run.cfg, run.folder)
-        found = analyze(run.cfg.model, shape, convention="paper")
+        model, classes = _counted(run)
+        check_buildable(Config(dict(model=model)), run.folder)
+        found = analyze(model, shape, "paper", classes)
     except Exception:  # what a work directory of others describes may not build in any way
         return Cost(math.nan, math.nan, shape)
     return Cost(found.trainable / 1e6, found.total / 1e9, shape)
+
+
+def _counted(run: Run) -> tuple[Any, int]:
+    """What is counted of a run's model, and the classes of a classifier, of which only the backbone is built.
+
+    Its backbone is MMDetection's or this package's; MMPretrain need not be here for it.
+    """
+    model = run.cfg.model
+    if run.kind is not CLASSIFIER:
+        return model, CLASSES
+    head = model.get("head")
+    return model.backbone, head.get("num_classes", CLASSES) if isinstance(head, Mapping) else CLASSES
 
 
 def trained_shape(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -141,7 +162,11 @@ def _benchmarked(run: Run, depth: int, results: Mapping[str, Any]) -> str | None
     """The name by which the benchmark knows a run's backbone."""
     own = run.cfg.model.backbone
     for name, backbone in VARIANTS.items():
-        if name in results and name.partition("-")[0] == name and backbone["type"] == own.type:
+        if (
+            name in results
+            and name.partition("-")[0] == name
+            and backbone["type"] == str(own.type).removeprefix("mmdet.")
+        ):
             chosen = [one.get("implementation", "auto") for one in (backbone, own)]
             if attention_label(backbone) == run.attention and chosen[0] == chosen[1] and own.get("depth") == depth:
                 return name
@@ -168,6 +193,8 @@ def _size(transform: Mapping[str, Any]) -> tuple[int, int] | None:
         value = (value, transform.get("height"))
     if name == "RandomCrop" and transform.get("crop_type", "absolute") != "absolute":
         return None
+    if isinstance(value, int):
+        value = (value, value)
     pairs = value if isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple) else [value]
     sizes = []
     for pair in pairs:

@@ -10,16 +10,16 @@ from .comparison import Comparison
 from .runs import Run
 from .svg import LEAST_ACCURACY, add_legend, cut, figure_as_svg, look
 
-_BOX_AP = "coco/bbox_mAP"  # its name in MMEngine's log
-
 
 def training_curves(variants: Mapping[str, Sequence[Run]], names: Mapping[str, str]) -> list[str]:
-    """Plot training loss and box AP as SVG, one colour per variant and one line per run.
+    """Plot training loss and box AP or top1 as SVG, one colour per variant and one line per run.
 
     Args:
-        variants: The runs of each variant, by its name.
+        variants: The runs of each variant, all of one kind, by its name.
         names: The variants' short names.
     """
+    task = next(iter(variants.values()))[0].kind.tasks[0]
+    key = task.keys[0]
 
     def draw(axes: Any, kind: str) -> None:
         for number, (name, runs) in enumerate(variants.items()):
@@ -27,11 +27,11 @@ def training_curves(variants: Mapping[str, Sequence[Run]], names: Mapping[str, s
                 style = dict(look(number), label=cut(names[name]) if run is runs[0] else None)
                 points = run.losses
                 if kind == "metric":
-                    points = [(epoch, 100 * found[_BOX_AP]) for epoch, found in run.metrics if _BOX_AP in found]
+                    points = [(epoch, 100 * found[key]) for epoch, found in run.metrics if key in found]
                 if points:
                     axes.plot(*zip(*points, strict=True), linewidth=1, marker="." if kind == "metric" else "", **style)
         axes.set_xlabel("iteration" if kind == "loss" else "epoch")
-        axes.set_ylabel("training loss" if kind == "loss" else "box AP at the evaluations")
+        axes.set_ylabel("training loss" if kind == "loss" else f"{task.measure} at the evaluations")
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.25)
         if kind == "metric" and axes.lines:  # not so narrow that noise looks like an effect

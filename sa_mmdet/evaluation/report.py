@@ -9,13 +9,13 @@ import jinja2
 from sa_mmdet.messages import listed
 from sa_mmdet.version import __version__
 
-from .average_precision import TASKS
 from .comparison import compare
 from .costs import costs_of
 from .plots import training_curves
 from .report_parts import Comparing, Study, part_of
 from .runs import Run
-from .tables import MISSING, Table, paper_tables, read_times, run_tables, speed_table
+from .tables import MISSING, Table, read_times, run_tables, speed_table
+from .tasks import Kind
 from .test_sets import comparable
 from .variants import by_variant, counted, distinguish, other_differences, short_names, told_by_name
 
@@ -49,8 +49,9 @@ def build_report(
         The page as HTML.
 
     Raises:
-        ValueError: No run is of the variant that ``baseline`` names.
+        ValueError: No run is of the variant that ``baseline`` names, or there are detectors and classifiers.
     """
+    kind = _kind(runs)
     every, notes = told_by_name(runs)
     every, said = distinguish(every)
     notes += said
@@ -69,12 +70,13 @@ def build_report(
         notes.append("--speed has no times of these runs' backbones at their depth: the charts have none")
     study = Study(own, short_names(own), costs_of(own), *with_times, PAPER_TABLES, comparing)
     parts: list[dict[str, Any]] = []
-    for task in TASKS if not different else ():
+    for task in kind.tasks if not different else ():
         part, said = part_of(study, task, resamples, 0 if any(one["gallery"] for one in parts) else images)
         parts += [part] if part else []
         notes += said
-    if all(run.results(task) is None for run in own for task in TASKS):
-        notes.append("no run has results.bbox.json or results.segm.json (run_comparison keeps them): nothing is judged")
+    if all(run.results(task.name) is None for run in own for task in kind.tasks):
+        files = " or ".join(name for task in kind.tasks for name in task.files)
+        notes.append(f"no run has {files} ({kind.tasks[0].command}): nothing is judged")
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -84,15 +86,26 @@ def build_report(
     return pages.get_template("report.html").render(
         version=__version__,
         command=command,
+        kind=kind,
         skipped=[*skipped, *dict.fromkeys(notes), *(f"{run.name}: {note}" for run in every for note in run.notes)],
         subject=_subject(own),
         parts=parts,
         runs=run_tables(every),
-        paper=paper_tables(own, PAPER_TABLES),
         speed=speed_table(speed),
         curves=training_curves(by_variant(every), short_names(every)),
         provenance=[dict(run=run.name, config=run.text, **run.provenance) for run in every],
     )
+
+
+def _kind(runs: Sequence[Run]) -> Kind:
+    first, *others = runs
+    odd = next((run for run in others if run.kind is not first.kind), None)
+    if odd is not None:
+        raise ValueError(
+            f"{first.folder} is of a {first.kind.name}, {odd.folder} of a {odd.kind.name}, whose metrics are not to be "
+            "put side by side: give detectors or classifiers"
+        )
+    return first.kind
 
 
 def _baseline_first(runs: Sequence[Run], baseline: str | None) -> list[Run]:
@@ -111,12 +124,12 @@ def _baseline_first(runs: Sequence[Run], baseline: str | None) -> list[Run]:
 
 
 def _subject(runs: Sequence[Run]) -> str:
-    """What all variants have in common: the detector, the backbone, the test set."""
+    """What all variants have in common: the detector or classifier, the backbone, the test set."""
     common = [
         values.pop() for values in ({run.family for run in runs}, {run.backbone for run in runs}) if len(values) == 1
     ]
-    tested = {run.annotations.name for run in runs}
-    return ", ".join([*common, *(f"tested on {name}" for name in tested if len(tested) == 1 and name)])
+    tested = {run.test_set for run in runs}
+    return _sentence(", ".join([*common, *(f"tested on {name}" for name in tested if len(tested) == 1 and name)]))
 
 
 def _sentence(text: str) -> str:

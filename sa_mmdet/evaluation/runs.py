@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 from mmengine.config import Config
 
@@ -15,8 +16,14 @@ from sa_mmdet.untrusted import literal_config
 
 from .evaluators import coco_evaluator
 from .settings import Differences, differences
+from .tasks import CLASSIFIER, DETECTOR, TASK_BY_NAME, Kind
 
-_FAMILIES = {"FasterRCNN": "Faster R-CNN", "MaskRCNN": "Mask R-CNN", "RetinaNet": "RetinaNet"}
+_FAMILIES = {
+    "FasterRCNN": "Faster R-CNN",
+    "ImageClassifier": "image classifier",
+    "MaskRCNN": "Mask R-CNN",
+    "RetinaNet": "RetinaNet",
+}
 _LARGEST = 1e12  # step or loss that a plot can show; a training that diverges has more, and its log lines do not count
 _RESNETS = ("ResNet", "AttentionResNet", "SAResNet")
 
@@ -29,7 +36,7 @@ class Run:
     folder: Path
     cfg: Config
     losses: list[tuple[int, float]]  # iteration and loss
-    metrics: list[tuple[int, dict[str, float]]]  # epoch and metrics, 0 to 1, such as 'coco/bbox_mAP'
+    metrics: list[tuple[int, dict[str, float]]]  # epoch and metrics, 0 to 1, such as 'coco/bbox_mAP' or 'accuracy/top1'
     provenance: dict[str, str]  # such as 'seed', 'PyTorch' and 'GPU'
     notes: list[str] = field(default_factory=list)  # what a report must mention
     changes: Differences = field(default_factory=dict)  # settings in which an earlier start differs from the last
@@ -38,8 +45,13 @@ class Run:
     data_root: Path | None = None  # where the data set's folder is, if not where the config says
 
     @property
+    def kind(self) -> Kind:
+        """Whether it is a detector or a classifier."""
+        return _kind(self.cfg)
+
+    @property
     def family(self) -> str:
-        """The detector, as the paper calls it, such as 'Faster R-CNN'."""
+        """The detector, as the paper calls it, such as 'Faster R-CNN', or 'image classifier'."""
         kind = str(self.cfg.model.type).rpartition(".")[2]
         return _FAMILIES.get(kind, kind)
 
@@ -63,7 +75,7 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """Detector, backbone and attention, such as 'RetinaNet ResNet-50 SA', and what tells it from others."""
+        """Family, backbone and attention, such as 'RetinaNet ResNet-50 SA', and what tells it from others."""
         name = f"{self.family} {self.backbone} {self.attention}"
         return f"{name} ({self.distinction})" if self.distinction else name
 
@@ -74,7 +86,7 @@ class Run:
 
     @property
     def annotations(self) -> Path:
-        """The file with the annotations of the test images."""
+        """The file with the annotations of a detector's test images."""
         found = coco_evaluator(self.cfg)
         return self.place(found[1]["ann_file"]) if found else Path()
 
@@ -94,18 +106,33 @@ class Run:
         return next((tail for tail in tails if os.path.exists(tail) and tail != Path(path)), Path(path))
 
     @property
-    def on_coco(self) -> bool:
-        """Whether it was tested on COCO val2017, like the paper's results."""
-        return self.annotations.name == "instances_val2017.json"
+    def test_set(self) -> str:
+        """The name of the test images: that of the annotations, or of a classifier's data set and its part."""
+        if self.kind is DETECTOR:
+            return self.annotations.name
+        data = tested_data(self.cfg)
+        return " ".join(str(data[key]) for key in ("type", "part") if data.get(key))
+
+    @property
+    def on_papers_data(self) -> bool:
+        """Whether it was tested on the images of the paper's results, COCO val2017 or ImageNet's for validation.
+
+        How many images of ImageNet it was tested on does not show here: its predictions tell.
+        """
+        if self.kind is DETECTOR:
+            return self.test_set == "instances_val2017.json"
+        data = tested_data(self.cfg)
+        whole = not data.get("indices") and PurePath(str(data.get("ann_file") or "val")).stem == "val"
+        return self.test_set == "ImageNet val" and whole
 
     def results(self, task: str) -> Path | None:
-        """The file with the detections on the test images; None if the run did not keep it.
+        """The file with the results on the test images; None if the run did not keep it.
 
         Args:
-            task: 'bbox' or 'segm'.
+            task: 'bbox', 'segm' or 'classification'.
         """
-        path = self.folder / f"results.{task}.json"
-        return path if path.is_file() else None
+        paths = (self.folder / name for name in TASK_BY_NAME[task].files)
+        return next((path for path in paths if path.is_file()), None)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -115,7 +142,8 @@ def read_run(folder: str | Path) -> Run:
         folder: The work directory.
 
     Raises:
-        ValueError: The folder is not a detector's work directory, or the training was not evaluated yet.
+        ValueError: The folder is not the work directory of a detector or classifier, or the training was not evaluated
+            yet.
     """
     folder = Path(folder)
     logs = sorted(folder.glob("*/vis_data/scalars.json"))
@@ -124,10 +152,10 @@ def read_run(folder: str | Path) -> Run:
     configs = configs or sorted(folder.glob("*/vis_data/config.py")) or sorted(folder.glob("*.py"))
     if not logs or not configs:
         raise ValueError(f"{folder}: is not the work directory of a training: it has no <time>/vis_data/scalars.json")
-    losses, metrics, broken = _read_logs(logs)
+    cfg = _read_model_config(configs[-1])
+    losses, metrics, broken = _read_logs(logs, _kind(cfg))
     if not metrics:
         raise ValueError(f"{folder}: no epoch was finished and evaluated")
-    cfg = _read_detector_config(configs[-1])
     notes = [f"{broken} broken lines of its log were skipped"] if broken else []
     changes = _changes(configs[:-1], cfg)
     name = "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
@@ -152,13 +180,43 @@ def read_recorded_config(path: Path) -> Config:
     return literal_config(text, path)
 
 
-def _read_detector_config(path: Path) -> Config:
+def _read_model_config(path: Path) -> Config:
     cfg = read_recorded_config(path)
     model = cfg.get("model")
     backbone = model.get("backbone") if isinstance(model, dict) else None
     if not isinstance(backbone, dict) or not model.get("type") or not backbone.get("type"):
-        raise ValueError(f"{path}: has no model.type and model.backbone.type, so it is not a detector's config")
+        raise ValueError(
+            f"{path}: has no model.type and model.backbone.type, so it is no config of a detector or classifier"
+        )
     return cfg
+
+
+def _kind(cfg: Config) -> Kind:
+    """Whether a config is a classifier's, by the name that MMPretrain gives to all of them."""
+    return CLASSIFIER if str(cfg.model.type).rpartition(".")[2].endswith("Classifier") else DETECTOR
+
+
+def tested_data(cfg: Config) -> dict[str, Any]:
+    """On which images a classifier is tested, by its config.
+
+    Args:
+        cfg: The config.
+
+    Returns:
+        The data set's 'type', its 'part', such as 'val', and where they are given its 'data_root', its 'ann_file', and
+        the 'indices' of its images.
+    """
+    data = cfg.get("test_dataloader")
+    while isinstance(data, dict) and isinstance(data.get("dataset"), dict):  # others may wrap it
+        data = data["dataset"]
+    if not isinstance(data, dict):
+        return {}
+    prefix = data.get("data_prefix")
+    prefix = prefix.get("img_path") if isinstance(prefix, dict) else prefix
+    places = (data.get("split"), prefix, PurePath(str(data.get("ann_file") or "")).stem)
+    part = next((PurePath(str(place)).name for place in places if place), "")
+    kind = str(data.get("type")).rpartition(".")[2]
+    return dict(type=kind, part=part, **{key: data[key] for key in ("data_root", "ann_file", "indices") if key in data})
 
 
 def _changes(earlier: Sequence[Path], last: Config) -> Differences:
@@ -172,7 +230,7 @@ def _changes(earlier: Sequence[Path], last: Config) -> Differences:
     return found
 
 
-def _read_logs(logs: Sequence[Path]) -> tuple[dict[int, float], dict[int, dict[str, float]], int]:
+def _read_logs(logs: Sequence[Path], kind: Kind) -> tuple[dict[int, float], dict[int, dict[str, float]], int]:
     """Read the logs of all starts; a resumed run replaces the steps that it repeats.
 
     Returns:
@@ -185,7 +243,9 @@ def _read_logs(logs: Sequence[Path]) -> tuple[dict[int, float], dict[int, dict[s
         try:
             entry = json.loads(line)
             step = int(entry["step"])
-            found = {key: float(value) for key, value in entry.items() if key.startswith("coco/")}
+            found = {
+                key: _share(float(value) / kind.whole) for key, value in entry.items() if key.startswith(kind.prefix)
+            }
             loss = {step: float(entry["loss"])} if "loss" in entry else {}
             if abs(step) > _LARGEST or any(abs(one) > _LARGEST for one in loss.values()):
                 raise ValueError
@@ -198,6 +258,11 @@ def _read_logs(logs: Sequence[Path]) -> tuple[dict[int, float], dict[int, dict[s
         if found:
             metrics[step] = found
     return losses, metrics, broken
+
+
+def _share(value: float) -> float:
+    """A metric; of 3 images that are all right float32 makes 100.00001 %."""
+    return 1.0 if 1 < value < 1 + 1e-6 else value
 
 
 def _provenance(folder: Path) -> dict[str, str]:

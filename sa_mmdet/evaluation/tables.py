@@ -1,32 +1,24 @@
 """The tables of a report: the variants, the runs, classes, the paper's results beside the measured ones, and speed."""
 
-import csv
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sa_mmdet.analysis.complexity import DETECTOR_SHAPE
 from sa_mmdet.messages import short
 
-from .average_precision import METRICS, TASKS
 from .comparison import Comparison
 from .costs import Cost, Time, times
+from .paper import Printed, measured_there, printed
 from .runs import Run
+from .tasks import Task
 from .variants import by_variant, short_names
 
 Table = dict[str, Any]  # 'header', a list of strings; 'rows', lists of strings; optionally 'title'
 MISSING = "missing"
-_METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _COLUMNS_OF_CLASSES = 7  # variants beside the first one
-_COLUMNS = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
-_HEADER = ("AP", "AP50", "AP75", "APS", "APM", "APL")
-_PAPER = (
-    ("Table 3: object detection, box AP", "table3_coco_detection.csv", "bbox"),
-    ("Table 4: instance segmentation with Mask R-CNN, mask AP", "table4_coco_instance_segmentation.csv", "segm"),
-)
 
 
 def percent(value: float | None) -> str:
@@ -35,7 +27,7 @@ def percent(value: float | None) -> str:
 
 
 def result_table(
-    runs: Sequence[Run], names: Mapping[str, str], costs: Mapping[str, Cost], task: str, found: Comparison | None
+    runs: Sequence[Run], names: Mapping[str, str], costs: Mapping[str, Cost], task: Task, found: Comparison | None
 ) -> Table:
     """One row per variant: what it costs, and the means of its metrics with their deviations from seed to seed.
 
@@ -43,21 +35,27 @@ def result_table(
         runs: The runs that count.
         names: The variants' short names.
         costs: The variants' costs.
-        task: 'bbox' or 'segm'.
+        task: What is measured.
         found: Their comparison, from which the metrics are, under the short names; None to take those of the last
             evaluations in the logs.
     """
-    shapes = {costs[run.variant].shape or DETECTOR_SHAPE for run in runs}
+    default, digits = runs[0].kind.shape, runs[0].kind.digits
+    shapes = {costs[run.variant].shape or default for run in runs}
     at = f" at {_size(shapes.pop())}" if len(shapes) == 1 else ""
-    header = ["variant", *_HEADER, "runs", "Param. (M)", f"Multiply-adds (G){at}", *([] if at else ["image"])]
+    variants = by_variant(runs)
+    measured = {
+        variant: _of_comparison(found, names[variant], task) if found else _of_logs(own, task)
+        for variant, own in variants.items()
+    }
+    shown = _shown(task, measured.values())
+    header = ["variant", *(task.metrics[number] for number in shown), "runs", "Param. (M)"]
+    header += [f"Multiply-adds (G){at}", *([] if at else ["image"])]
     rows = []
-    for variant, own in by_variant(runs).items():
-        values = _of_comparison(found, names[variant]) if found else _of_logs(own, task)
+    for variant, values in measured.items():
         cost = costs[variant]
-        means = [_mean(one) for one in values] or [MISSING] * len(_HEADER)
-        cells = [str(len(values[0]) if values else 0), _number(cost.parameters, 2), _number(cost.operations, 2)]
-        cells += [] if at else [_size(cost.shape or DETECTOR_SHAPE)]
-        rows.append([names[variant], *means, *cells])
+        cells = [str(len(values[0])), _number(cost.parameters, digits), _number(cost.operations, digits)]
+        cells += [] if at else [_size(cost.shape or default)]
+        rows.append([names[variant], *(_mean(values[number]) for number in shown), *cells])
     return dict(header=header, rows=rows)
 
 
@@ -65,19 +63,20 @@ def run_tables(runs: Sequence[Run]) -> list[Table]:
     """For each task one row per run: its seed and its metrics at the last evaluation.
 
     Args:
-        runs: The runs.
+        runs: The runs, of one kind.
     """
-    header = ["run", "variant", "seed", "epochs", *_HEADER]
     names = short_names(runs)
     tables = []
-    for task, name in TASKS.items():
+    for task in runs[0].kind.tasks:
         own = [run for run in runs if any(value is not None for value in _metrics(run, task))]
-        rows = [
-            [run.name, names[run.variant], run.seed or MISSING, str(run.metrics[-1][0])]
-            + [percent(value) for value in _metrics(run, task)]
-            for run in own
-        ]
-        tables += [dict(title=f"{name.capitalize()} AP", header=header, rows=rows)] if rows else []
+        shown = _shown(task, [_of_logs([run], task) for run in own])
+        rows = []
+        for run in own:
+            values = _metrics(run, task)
+            cells = [percent(values[number]) for number in shown]
+            rows.append([run.name, names[run.variant], run.seed or MISSING, str(run.metrics[-1][0]), *cells])
+        header = ["run", "variant", "seed", "epochs", *(task.metrics[number] for number in shown)]
+        tables += [dict(title=task.title, header=header, rows=rows)] if rows else []
     return tables
 
 
@@ -104,28 +103,33 @@ def class_tables(found: Comparison) -> list[Table]:
     return tables
 
 
-def paper_tables(runs: Sequence[Run], folder: Path) -> list[Table]:
-    """The rows of the paper's Tables 3 and 4 that runs on COCO val2017 have measured, with their means beside them.
+def paper_tables(runs: Sequence[Run], task: Task, images: int | None, folder: Path) -> list[Table]:
+    """The rows of the paper's tables that runs on the same images have measured, with their means beside them.
 
     Args:
         runs: The runs; those on other data do not count.
+        task: What is measured.
+        images: How many images the runs' results are of; None if that is not known.
         folder: The folder with the paper's tables as CSV files.
 
     Returns:
         The tables that have a row.
     """
-    tables = [_paper_table(runs, folder / name, title, task) for title, name, task in _PAPER]
-    return [table for table in tables if table["rows"]]
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, each by the names of the columns.
-
-    Args:
-        path: The file.
-    """
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    own = measured_there(runs, task, images)
+    own = [run for run in own if any(value is not None for value in _metrics(run, task))]
+    tables: dict[str, Table] = {}
+    for line in printed(task, folder):
+        for same in by_variant(run for run in own if line.is_of(run)).values():
+            header = [*_named(line), "runs", *(f"{metric} (paper)" for metric in task.metrics)]
+            table = tables.setdefault(line.table, dict(title=line.table, header=header, rows=[]))
+            names = _named(line)
+            names["attention"] += f" ({same[0].distinction})" if same[0].distinction else ""
+            cells = [
+                f"{percent(statistics.mean(values)) if values else MISSING} ({line.metrics[metric] or MISSING})"
+                for metric, values in zip(task.metrics, _of_logs(same, task), strict=True)
+            ]
+            table["rows"].append([*names.values(), str(len(same)), *cells])
+    return list(tables.values())
 
 
 def speed_table(speed: Mapping[str, Any] | None) -> Table | None:
@@ -183,31 +187,37 @@ def _speed_table(speed: Mapping[str, Any]) -> Table:
     return dict(title=title, header=header, rows=rows)
 
 
-def _metrics(run: Run, task: str) -> list[float | None]:
+def _metrics(run: Run, task: Task) -> list[float | None]:
     last = run.metrics[-1][1]
-    return [last.get(f"coco/{task}_{name}") for name in _METRICS]
+    return [last.get(key) for key in task.keys]
 
 
-def _of_comparison(found: Comparison, name: str) -> list[list[float]]:
+def _of_comparison(found: Comparison, name: str, task: Task) -> list[list[float]]:
     """For each metric the values of a variant's runs."""
-    if name not in found.variants:
-        return []
-    return [[run.points[metric] for run in found.runs[found.variants.index(name)]] for metric in METRICS]
+    runs = found.runs[found.variants.index(name)] if name in found.variants else []
+    return [[run.points[metric] for run in runs if metric in run.points] for metric in task.metrics]
 
 
-def logged(runs: Sequence[Run], task: str) -> dict[str, list[float]]:
-    """For each variant the AP of its runs' last evaluations, from 0 to 1.
+def logged(runs: Sequence[Run], task: Task) -> dict[str, list[float]]:
+    """For each variant the first metric of its runs' last evaluations, from 0 to 1.
 
     Args:
         runs: The runs.
-        task: 'bbox' or 'segm'.
+        task: What is measured.
     """
     return {variant: _of_logs(own, task)[0] for variant, own in by_variant(runs).items()}
 
 
-def _of_logs(runs: Sequence[Run], task: str) -> list[list[float]]:
+def _of_logs(runs: Sequence[Run], task: Task) -> list[list[float]]:
     columns = zip(*(_metrics(run, task) for run in runs), strict=True)
     return [[value for value in column if value is not None and value >= 0] for column in columns]
+
+
+def _shown(task: Task, measured: Iterable[Sequence[Sequence[float]]]) -> list[int]:
+    """The numbers of the metrics that tables have: those that the paper has of all networks, or that anyone has."""
+    every = list(measured)
+    known = [any(values[number] for values in every) for number in range(len(task.metrics))]
+    return [number for number, is_known in enumerate(known) if is_known or task.metrics[number] not in task.optional]
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -228,17 +238,8 @@ def _size(shape: tuple[int, int]) -> str:
     return f"{shape[0]} x {shape[1]}"
 
 
-def _paper_table(runs: Sequence[Run], path: Path, title: str, task: str) -> Table:
-    header = ["detector", "backbone", "attention", "runs", *(f"{metric} (paper)" for metric in _HEADER)]
-    rows = []
-    for line in read_csv(path):
-        key = (line.get("detector", "Mask R-CNN"), line["backbone"], line["attention"])
-        own = [run for run in runs if run.on_coco and (run.family, run.backbone, run.attention) == key]
-        for same in by_variant(run for run in own if any(value is not None for value in _metrics(run, task))).values():
-            row = [*key, str(len(same))]
-            row[2] += f" ({same[0].distinction})" if same[0].distinction else ""
-            for column, values in zip(_COLUMNS, _of_logs(same, task), strict=True):
-                own_mean = percent(statistics.mean(values)) if values else MISSING
-                row.append(f"{own_mean} ({line[column] or MISSING})")
-            rows.append(row)
-    return dict(title=title, header=header, rows=rows)
+def _named(line: Printed) -> dict[str, str]:
+    """What tells a row of the paper's table from others."""
+    model = dict(detector=line.family) if line.family != "image classifier" else {}
+    ablation = f", {line.ablation}" if line.ablation else ""
+    return dict(model, backbone=line.backbone, attention=f"{line.attention}{ablation}")

@@ -11,34 +11,48 @@ from typing import Any
 from sa_mmdet.coco_format import load_annotations, read_annotations
 from sa_mmdet.messages import listed, short
 
-from .average_precision import TASKS
 from .result_files import check_images, seen_in, tested_on
-from .runs import Run
+from .runs import Run, tested_data
+from .settings import differences, told
+from .tasks import DETECTOR, Task
 
-_KEPT = "run_comparison keeps them, and so does test.py with test_evaluator.outfile_prefix=WORK_DIR/results"
+_DATA = ("type", "part", "data_root", "ann_file", "indices")
+_SEPARATE = "so that nothing is judged: give runs with one test set"
 
 
-def judged_together(runs: Sequence[Run], task: str) -> tuple[Path | None, list[Run], list[str]]:
+def without_results(runs: Sequence[Run], task: Task) -> list[str]:
+    """Say which runs did not keep their results, if others did.
+
+    Args:
+        runs: The runs.
+        task: What is measured.
+    """
+    without = [run.name for run in runs if run.results(task.name) is None and task.keys[0] in run.metrics[-1][1]]
+    if not without or len(without) == len(runs):
+        return []
+    return [f"not judged, since {' or '.join(task.files)} is missing: {listed(without)} ({task.command})"]
+
+
+def judged_together(runs: Sequence[Run], task: Task) -> tuple[Path | None, list[Run], list[str]]:
     """Find the runs whose results for a task can be judged, all on the same images.
 
     Args:
         runs: The runs.
-        task: 'bbox' or 'segm'.
+        task: That of boxes or of masks.
 
     Returns:
         The annotations of the images, the runs, and a sentence about each obstacle. If the runs were tested on
         different images, or nobody can tell, there are no annotations and no runs.
     """
-    having = [run for run in runs if run.results(task) is not None]
+    having = [run for run in runs if run.results(task.name) is not None]
     if not having:
         return None, [], []
-    without = [run.name for run in runs if run.results(task) is None and f"coco/{task}_mAP" in run.metrics[-1][1]]
-    notes = [f"not judged, since results.{task}.json is missing: {listed(without)} ({_KEPT})"] if without else []
-    files = {run.name: annotations_of(run, task) for run in having}
+    notes = without_results(runs, task)
+    files = {run.name: annotations_of(run, task.name) for run in having}
     gone = [run for run in having if not os.path.isfile(files[run.name])]
     if gone:
         notes.append(
-            f"the {TASKS[task]} results of {listed(run.name for run in gone)} cannot be judged without the annotations "
+            f"the {task.results} of {listed(run.name for run in gone)} cannot be judged without the annotations "
             f"{listed((short(str(path)) for path in dict.fromkeys(files[run.name] for run in gone)), 2)}, which are "
             "not here: name the data set's folder with --data-root"
         )
@@ -51,7 +65,7 @@ def judged_together(runs: Sequence[Run], task: str) -> tuple[Path | None, list[R
     doubts: dict[str, list[str]] = {}
     coco = load_annotations(annotations)
     for run in having:
-        path = run.results(task)
+        path = run.results(task.name)
         try:
             moved = run.data_root is not None
             for doubt in check_images(str(path), seen_in(str(path), coco), coco, annotations, moved):
@@ -67,12 +81,24 @@ def comparable(runs: Sequence[Run]) -> list[str]:
     """Say why the metrics of runs are not to be put side by side: they are of different images.
 
     Args:
-        runs: The runs.
+        runs: The runs, of one kind.
 
     Returns:
-        One sentence; nothing if, as far as can be known, all runs were tested on the same images.
+        One sentence; nothing if, as far as can be known, all runs were tested on the same images. Of classifiers, whose
+        predictions name the images, the configs count where predictions are missing.
     """
-    return _different([(run.name, run.annotations) for run in runs])
+    first, *others = runs
+    if first.kind is DETECTOR:
+        return _different([(run.name, run.annotations) for run in runs])
+    [task] = first.kind.tasks
+    if all(run.results(task.name) is not None for run in runs):
+        return []
+    for run in others:
+        found = differences(tested_data(first.cfg), tested_data(run.cfg), _DATA)
+        if found:
+            what = f"{first.name} and {run.name} differ in {told(found)}"
+            return [f"the runs are of different test sets ({what}), {_SEPARATE}"]
+    return []
 
 
 def annotations_of(run: Run, task: str) -> Path:
@@ -109,7 +135,7 @@ def _different(files: Sequence[tuple[str, Path]]) -> list[str]:
     if len(here) < 2 and len({path.name for _, path in sets.values()}) < 2:
         return []
     where = listed(f"{name} on {path}" for name, path in sets.values())
-    return [f"the runs are of different test sets ({where}), so that nothing is judged: give runs with one test set"]
+    return [f"the runs are of different test sets ({where}), {_SEPARATE}"]
 
 
 def _content_or_name(path: Path) -> str:

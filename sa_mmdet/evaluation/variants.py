@@ -81,7 +81,7 @@ def counted(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             marks = _marks(run)
             same = next((seen[mark] for mark in marks if mark in seen), None)
             if same is not None:
-                what = "the same seed" if run.seed and run.seed == same.seed else "the same detections"
+                what = "the same seed" if run.seed and run.seed == same.seed else f"the same {run.kind.found}"
                 notes.append(f"{run.name} does not count: it has {what} as {same.name}, which is of the same variant")
                 continue
             seen |= dict.fromkeys(marks, run)
@@ -99,7 +99,7 @@ def other_differences(runs: Sequence[Run]) -> list[str]:
     names = short_names(runs)
     said, apart = [], []
     for kind, values in (
-        ("detectors", [run.family for run in firsts]),
+        (f"{runs[0].kind.name}s", [run.family for run in firsts]),
         ("backbones", [run.backbone for run in firsts]),
     ):
         if len(set(values)) > 1:
@@ -196,9 +196,9 @@ def _stops_early(run: Run) -> bool:
 
 
 def _marks(run: Run) -> list[str]:
-    """What two different runs of a variant do not have in common: the seed, and the detections."""
+    """What two different runs of a variant do not have in common: the seed, and the detections or predictions."""
     marks = [] if run.seed is None else [f"seed {run.seed}"]
-    paths = [path for task in ("bbox", "segm") if (path := run.results(task)) is not None]
+    paths = [path for task in run.kind.tasks if (path := run.results(task.name)) is not None]
     return marks + [f"{path.name} {_digest(path)}" for path in paths if path.stat().st_size > EMPTY]
 
 

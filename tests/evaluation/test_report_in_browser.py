@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from browser import Browser, needed
+from classifier_dirs import NONE, SA, SE, write_classifier
 from made_up_coco import made_up
 from places import REPOSITORY
 from work_dirs import write_data, write_run
@@ -67,6 +68,18 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(12)
     ]
     return report(folders, "--resamples", 2, "--images", 0)
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on three classifiers, two runs of each."""
+    root = tmp_path_factory.mktemp("classifiers")
+    folders = [
+        write_classifier(root / f"{name}_8xb32_in1k_with_a_long_name_of_its_own" / f"seed{seed}", own, seed, strength)
+        for name, own, strength in (("r50", NONE, 1.0), ("se-r50", SE, 1.5), ("sa-r50", SA, 2.0))
+        for seed in (0, 1)
+    ]
+    return report(folders, "--resamples", 20)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +193,21 @@ def test_twelve_variants_fit_and_their_names_are_only_text(browser: Browser, cro
     assert set(browser.run(beyond)) == {0}
     browser.size(PHONE, 844)
     assert browser.run("document.documentElement.scrollWidth") == PHONE
+
+
+def test_classifiers_fit_a_window_and_a_phone(running: Browser, classifiers: Path) -> None:
+    running.media()
+    running.open(classifiers, DESKTOP)
+    assert running.errors == []
+    assert running.texts("h2") == ["Accuracy of the variants", "Accuracy by class", "Runs", "Provenance"]
+    beyond = "[...document.querySelectorAll('.wide')].map(box => box.scrollWidth - box.clientWidth)"
+    assert running.run(beyond) == [0] * 3
+    assert running.run("document.documentElement.scrollWidth") <= DESKTOP
+    running.size(PHONE, 844)
+    assert running.run("document.documentElement.scrollWidth") == PHONE
+    heights = running.run("[...document.querySelectorAll('svg text')].map(one => one.getBoundingClientRect().height)")
+    assert len(heights) > 50
+    assert min(heights) >= 7
 
 
 def test_a_click_sorts_by_a_column_up_and_down(browser: Browser) -> None:

@@ -1,7 +1,8 @@
 """Write a report on several trainings as one HTML page: metrics beside the paper's, curves, significance, and images.
 
 All variants are compared with the one without attention, or with the one that --baseline names. Verdicts and images
-need results.bbox.json in the work directories, which run_comparison.py writes.
+need results.bbox.json in the work directories, which run_comparison.py writes. Work directories of MMPretrain's
+classifiers make the same page, with verdicts where MMPretrain's test.py --out has written results.pkl into them.
 """
 
 import argparse
