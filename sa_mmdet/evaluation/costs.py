@@ -8,11 +8,11 @@ from typing import Any
 from mmengine.config import Config
 
 from sa_mmdet.analysis.benchmark_steps import VARIANTS
-from sa_mmdet.analysis.complexity import CLASSES, analyze
+from sa_mmdet.analysis.complexity import CLASSES, Complexity, analyze
 from sa_mmdet.backbones import attention_label
 from sa_mmdet.untrusted import check_buildable
 
-from .runs import Run
+from .runs import Run, kind_of
 from .tasks import CLASSIFIER
 from .variants import by_variant
 
@@ -80,21 +80,34 @@ def costs_of(runs: Sequence[Run]) -> dict[str, Cost]:
 
 def _cost(run: Run, shape: tuple[int, int] | None) -> Cost:
     try:
-        model, classes = _counted(run)
-        check_buildable(Config(dict(model=model)), run.folder)
-        found = analyze(model, shape, "paper", classes)
+        check_buildable(Config(dict(model=_counted(run.cfg)[0])), run.folder)
+        found = count(run.cfg, shape)
     except Exception:  # what a work directory of others describes may not build in any way
         return Cost(math.nan, math.nan, shape)
     return Cost(found.trainable / 1e6, found.total / 1e9, shape)
 
 
-def _counted(run: Run) -> tuple[Any, int]:
-    """What is counted of a run's model, and the classes of a classifier, of which only the backbone is built.
+def count(cfg: Config, shape: tuple[int, int] | None) -> Complexity:
+    """Count a config's parameters and multiply-adds by the paper's rules; of a classifier without MMPretrain, too.
+
+    Args:
+        cfg: The config of a detector or classifier.
+        shape: Height and width of the image in pixels; the paper's if None.
+
+    Raises:
+        ValueError: The model cannot be built or counted.
+    """
+    model, classes = _counted(cfg)
+    return analyze(model, shape, "paper", classes)
+
+
+def _counted(cfg: Config) -> tuple[Any, int]:
+    """What is counted of a model, and the classes of a classifier, of which only the backbone is built.
 
     Its backbone is MMDetection's or this package's; MMPretrain need not be here for it.
     """
-    model = run.cfg.model
-    if run.kind is not CLASSIFIER:
+    model = cfg.model
+    if kind_of(cfg) is not CLASSIFIER:
         return model, CLASSES
     head = model.get("head")
     return model.backbone, head.get("num_classes", CLASSES) if isinstance(head, Mapping) else CLASSES

@@ -47,7 +47,7 @@ class Run:
     @property
     def kind(self) -> Kind:
         """Whether it is a detector or a classifier."""
-        return _kind(self.cfg)
+        return kind_of(self.cfg)
 
     @property
     def family(self) -> str:
@@ -153,7 +153,7 @@ def read_run(folder: str | Path) -> Run:
     if not logs or not configs:
         raise ValueError(f"{folder}: is not the work directory of a training: it has no <time>/vis_data/scalars.json")
     cfg = _read_model_config(configs[-1])
-    losses, metrics, broken = _read_logs(logs, _kind(cfg))
+    losses, metrics, broken = _read_logs(logs, kind_of(cfg))
     if not metrics:
         raise ValueError(f"{folder}: no epoch was finished and evaluated")
     notes = [f"{broken} broken lines of its log were skipped"] if broken else []
@@ -191,8 +191,12 @@ def _read_model_config(path: Path) -> Config:
     return cfg
 
 
-def _kind(cfg: Config) -> Kind:
-    """Whether a config is a classifier's, by the name that MMPretrain gives to all of them."""
+def kind_of(cfg: Config) -> Kind:
+    """Whether a config is a classifier's, by the name that MMPretrain gives to all of them.
+
+    Args:
+        cfg: A config with a model.
+    """
     return CLASSIFIER if str(cfg.model.type).rpartition(".")[2].endswith("Classifier") else DETECTOR
 
 

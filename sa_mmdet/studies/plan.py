@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sa_mmdet.analysis.complexity import Complexity, analyze
-from sa_mmdet.evaluation.costs import trained_shape
+from sa_mmdet.analysis.complexity import Complexity
+from sa_mmdet.evaluation.costs import count, trained_shape
 
 from .data import images_of
 from .status import clock, state_of
@@ -115,7 +115,7 @@ def _cost(run: Training) -> Complexity | None:
     key = repr(run.cfg.get("model")), shape
     if key not in _costs:
         try:
-            _costs[key] = analyze(run.cfg.model, shape, convention="paper")
+            _costs[key] = count(run.cfg, shape)
         except Exception:  # what a config describes may not be countable in any way
             _costs[key] = None
     return _costs[key]

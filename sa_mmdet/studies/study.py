@@ -8,6 +8,8 @@ from typing import Any
 from mmengine.config import Config
 
 from sa_mmdet.evaluation.evaluators import annotations_of, effective_config
+from sa_mmdet.evaluation.runs import kind_of
+from sa_mmdet.evaluation.tasks import CLASSIFIER
 
 from .launching import classifier_tools
 from .paper import Group
@@ -54,6 +56,8 @@ def make_study(
     for group in groups:
         found = {config: _read(config, options, scale_lr) for config in group.configs}
         files = sorted({annotations for _, _, annotations in found.values()})
+        if "" in files and len(files) > 1:
+            raise ValueError("some configs are detectors and some are classifiers: give one kind")
         if len(files) > 1:
             raise ValueError(f"the configs are tested on different annotations ({', '.join(files)}): use one file")
         configs |= found
@@ -84,7 +88,7 @@ def _read(config: str, options: Sequence[str], scale_lr: bool) -> tuple[Config, 
         if not isinstance(_at(cfg, ("auto_scale_lr", "base_batch_size")), int):
             raise ValueError(f"{config}: has no auto_scale_lr.base_batch_size, the batch that its learning rate is for")
         cfg.merge_from_dict({"auto_scale_lr.enable": True})
-    if str(_at(cfg, ("model", "type"))).rpartition(".")[2] == "ImageClassifier":
+    if _at(cfg, ("model", "type")) is not None and kind_of(cfg) is CLASSIFIER:
         return cfg, "", ""
     return cfg, *annotations_of(config, cfg)
 
