@@ -79,12 +79,12 @@ def compare_configs(
     elif action == "judge":
         _judge(made, judge, [])
     else:
-        _check(made.runs, options, here=slurm is None)
+        _check(made.runs, options, here=slurm is None, alone=number is not None)
         if slurm is not None:
             arguments = (options.task_arguments, len(made.runs), options.jobs, options.gpus_per_run)
             print(submit(_TOOL, *arguments, slurm, made.work_dir))
             return
-        failures = _train(made.runs, options)
+        failures = _train(made.runs, options, wait=number is None)
         if number is None:
             _judge(made, judge, failures)
         elif failures:
@@ -99,8 +99,8 @@ def _numbered(groups: Sequence[Group], seeds: Sequence[int], number: int) -> tup
     return runs[number - 1]
 
 
-def _check(runs: Sequence[Training], options: Options, here: bool) -> None:
-    """Check what can be known before the first run begins."""
+def _check(runs: Sequence[Training], options: Options, here: bool, alone: bool) -> None:
+    """Check what can be known before the first run begins; a task of slurm, whose study was checked, does less."""
     needed = (options.jobs or 1) * options.processes
     if here and 0 < options.gpus < needed:
         raise ValueError(
@@ -110,8 +110,9 @@ def _check(runs: Sequence[Training], options: Options, here: bool) -> None:
     for run in runs:
         check_settings(run)
     waiting = [run for run in runs if not run.is_finished]
-    check_data({run.config: run.cfg for run in waiting}.values())
-    check_disk(waiting, options.jobs or 1, options.work_dir, options.keep_checkpoints)
+    if not alone:
+        check_data({run.config: run.cfg for run in waiting}.values())
+        check_disk(waiting, options.jobs or 1, options.work_dir, options.keep_checkpoints)
     _tell_of_learning_rate(waiting)
 
 
@@ -126,10 +127,10 @@ def _tell_of_learning_rate(runs: Sequence[Training]) -> None:
             print(f"{images} images per step, but the learning rates are for {base}: see --auto-scale-lr")
 
 
-def _train(runs: Sequence[Training], options: Options) -> list[str]:
+def _train(runs: Sequence[Training], options: Options, wait: bool) -> list[str]:
     try:
         with Lines() as screen, passing_on_termination():
-            return work(runs, options.jobs or 1, options.gpus, screen, options.keep_checkpoints)
+            return work(runs, options.jobs or 1, options.gpus, screen, options.keep_checkpoints, wait)
     except Terminated:
         raise SystemExit(STOPPED) from None
 

@@ -16,7 +16,7 @@ from .data import images_of
 from .status import clock, state_of
 from .training import Training
 
-GPU_RATE, CPU_RATE = 10e12, 30e9  # floating-point operations per second: a V100 in float32; one processor
+GPU_RATE, CPU_RATE = 10e12, 50e9  # floating-point operations per second: a V100 in float32; one processor
 _PER_STEP = 6  # operations per multiply-add: 2, and backward takes twice as many as forward
 _BYTES = 4  # of a number
 _STATES = {"SGD": 1, "Adam": 2, "AdamW": 2}  # numbers that an optimizer keeps per parameter

@@ -65,10 +65,12 @@ def taken(folder: Path) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def work(runs: Sequence[Training], jobs: int, gpus: int, screen: Screen, keep: str = "all") -> list[str]:
+def work(
+    runs: Sequence[Training], jobs: int, gpus: int, screen: Screen, keep: str = "all", wait: bool = True
+) -> list[str]:
     """Train and test runs, several at a time. A failed run does not stop the others.
 
-    Runs that another process has are left to it, and waited for.
+    Runs that another process has are left to it.
 
     Args:
         runs: The runs, in the order in which they are begun.
@@ -76,6 +78,7 @@ def work(runs: Sequence[Training], jobs: int, gpus: int, screen: Screen, keep: s
         gpus: How many GPUs there are; each process of a training takes one.
         screen: Is told of each run that begins and ends.
         keep: Which checkpoints of finished runs to keep: see :func:`.checkpoints.remove_checkpoints`.
+        wait: Whether to wait for runs that another process has, and to take them over if it ends before they do.
 
     Returns:
         A sentence for each run that failed.
@@ -98,7 +101,8 @@ def work(runs: Sequence[Training], jobs: int, gpus: int, screen: Screen, keep: s
             with taken(run.folder) as descriptor:
                 if descriptor is None:
                     with lock:
-                        waiting.append(run)
+                        if wait:
+                            waiting.append(run)
                         again = run in told
                         told.add(run)
                     if not again:

@@ -122,6 +122,10 @@ def test_two_commands_share_the_work_and_status_tells_of_it(study: Study) -> Non
     told = dict.fromkeys(NAMES[:3], running) | {NAMES[3]: "not begun"}
     assert {name: states.get(name) for name in NAMES} == told
     assert re.search(r"\n4 runs: 3 running, 1 not begun; expected end 20\d\d-\d\d-\d\d \d\d:\d\d, 3 at a time\n", asked)
+    # A task of slurm does not keep its GPUs waiting for another one.
+    task = study.begin("--run", 2)
+    assert "sa/seed0: another process has it" in task.communicate()[0]
+    assert task.returncode == 0
     study.gate.touch()
     printed = [driver.communicate()[0] for driver in (first, second)]
     assert [driver.returncode for driver in (first, second)] == [0, 0], printed
