@@ -115,7 +115,7 @@ class Comparison:
             rest = (
                 f"or {min(own.runs)} on {images * self.images} images"
                 if images
-                else f"and {min(own.runs)} on no number of images"
+                else f"with {min(own.runs)} runs of each no number of images does"
             )
             found.append(f"{what} in 4 of 5 studies: {runs}, {rest}")
         return found
