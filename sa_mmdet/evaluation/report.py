@@ -42,7 +42,8 @@ def build_report(
         resamples: The number of the bootstrap's resamples.
         images: The number of images in the gallery.
         command: The command that made the page, which the page shows.
-        baseline: The variant that the others are compared with; by default the first without attention, or the first.
+        baseline: The variant that the others are compared with, by its name or that of one of its runs; by default the
+            first without attention, or the first.
         comparing: Compares detectors' results, as :func:`.comparison.compare` does.
 
     Returns:
@@ -113,9 +114,9 @@ def _baseline_first(runs: Sequence[Run], baseline: str | None) -> list[Run]:
     if baseline is None:
         chosen = next((run.variant for run in runs if run.attention == "none"), runs[0].variant)
     else:
-        known = {run.variant: names[run.variant] for run in runs}
-        found = [variant for variant, short in known.items() if baseline in (variant, short)]
+        found = [run.variant for run in runs if baseline in (run.variant, names[run.variant], run.name)]
         if not found:
+            known = dict.fromkeys(run.variant for run in runs)
             raise ValueError(
                 f"baseline={baseline!r} is none of the variants: choose one of {listed(known, len(known))}"
             )

@@ -96,7 +96,7 @@ class Judge:
         command = " ".join(["python", "tools/analysis_tools/run_comparison.py", *self._command])
         path = self._path(group, "report", "html")
         options: dict[str, Any] = dict(resamples=self._resamples, command=command, comparing=self._compared)
-        atomic_write_text(path, build_report(runs, skipped, **options))
+        atomic_write_text(path, build_report(runs, skipped, baseline=runs[0].name, **options))
         self._known.clear()  # it holds the evaluations of all runs
         return [path]
 

@@ -1,6 +1,5 @@
 """The paper's tables as studies: their configs, and what the paper found."""
 
-import csv
 import math
 import statistics
 from collections.abc import Sequence
@@ -10,21 +9,17 @@ from pathlib import Path
 from scipy import stats
 
 from sa_mmdet.evaluation.comparison import Comparison
+from sa_mmdet.evaluation.paper import Printed, printed
+from sa_mmdet.evaluation.tasks import TASK_BY_NAME
 
 _CONFIGS = Path(__file__).resolve().parents[1] / ".mim" / "configs"
-_FILES = {
-    "table1": "table1_ablation_imagenet.csv",
-    "table2": "table2_imagenet.csv",
-    "table3": "table3_coco_detection.csv",
-    "table4": "table4_coco_instance_segmentation.csv",
-}
-TABLES = tuple(_FILES)
+_TASKS = dict(table1="classification", table2="classification", table3="bbox", table4="segm")
+TABLES = tuple(_TASKS)
 _DETECTORS = {
     "Faster R-CNN": "faster_rcnn/faster-rcnn",
     "Mask R-CNN": "mask_rcnn/mask-rcnn",
     "RetinaNet": "retinanet/retinanet",
 }
-_METHODS = {"ResNet": "none", "SENet": "SE", "CBAM": "CBAM", "SGE-Net": "SGE", "ECA-Net": "ECA", "SA-Net": "SA"}
 _ABLATIONS = {
     "origin": "sa-r50",
     "w/o_gn": "sa-r50-without-norm",
@@ -32,8 +27,6 @@ _ABLATIONS = {
     "w/o_Fc": "sa-r50-without-fc",
     "1x1_conv": "sa-r50-conv",
 }
-# The paper's metric, and the column that holds it.
-_MAIN = {"bbox": ("AP", "ap"), "segm": ("AP", "ap"), "classification": ("top1", "top1")}
 
 
 @dataclass(frozen=True)
@@ -52,30 +45,28 @@ def groups_of(table: str) -> list[Group]:
     Args:
         table: One of :data:`TABLES`.
     """
-    with (_CONFIGS / "_paper_" / _FILES[table]).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    task = {"table3": "bbox", "table4": "segm"}.get(table, "classification")
+    task = TASK_BY_NAME[_TASKS[table]]
     found: dict[str, list[tuple[str, float]]] = {}
-    for row in rows:
-        name, path = _config(row)
-        found.setdefault(name, []).append((str(_CONFIGS / path), float(row[_MAIN[task][1]])))
+    for row in printed(task, _CONFIGS / "_paper_"):
+        if row.table.startswith(f"Table {table.removeprefix('table')}:"):
+            name, path = _config(row)
+            found.setdefault(name, []).append((str(_CONFIGS / path), float(row.metrics[task.metrics[0]])))
     return [
-        Group(name, tuple(path for path, _ in own), task, tuple(figure for _, figure in own))
+        Group(name, tuple(path for path, _ in own), task.name, tuple(figure for _, figure in own))
         for name, own in found.items()
     ]
 
 
-def _config(row: dict[str, str]) -> tuple[str, str]:
+def _config(row: Printed) -> tuple[str, str]:
     """The group and the config of a row."""
-    if "attention" in row:
-        stem = _DETECTORS[row.get("detector", "Mask R-CNN")]
-        depth = row["backbone"].replace("ResNet-", "r")
-        attention = "" if row["attention"] == "none" else f"{row['attention'].lower()}-"
-        return f"{stem.rpartition('/')[2]}_{depth}", f"{stem}_{attention}{depth}_fpn_1x_coco.py"
-    if "backbone" in row:
-        depth, attention = row["backbone"].replace("ResNet-", "r"), _METHODS[row["method"]]
-        return depth, f"imagenet/{'' if attention == 'none' else f'{attention.lower()}-'}{depth}_8xb32_in1k.py"
-    return "ablation_r50", f"imagenet/{_ABLATIONS[row['method']]}_8xb32_in1k.py"
+    if row.ablation:
+        return "ablation_r50", f"imagenet/{_ABLATIONS[row.ablation]}_8xb32_in1k.py"
+    depth = row.backbone.replace("ResNet-", "r")
+    attention = "" if row.attention == "none" else f"{row.attention.lower()}-"
+    if row.family not in _DETECTORS:
+        return depth, f"imagenet/{attention}{depth}_8xb32_in1k.py"
+    stem = _DETECTORS[row.family]
+    return f"{stem.rpartition('/')[2]}_{depth}", f"{stem}_{attention}{depth}_fpn_1x_coco.py"
 
 
 def beside_paper(group: Group, found: Comparison) -> list[str]:
@@ -91,16 +82,16 @@ def beside_paper(group: Group, found: Comparison) -> list[str]:
     """
     if found.task != group.task:
         return []
-    metric = _MAIN[group.task][0]
+    metric = found.metrics[0]
     lines = []
-    for name, runs, printed in zip(found.variants, found.runs, group.figures, strict=True):
+    for name, runs, figure in zip(found.variants, found.runs, group.figures, strict=True):
         values = [100 * run.points[metric] for run in runs]
-        text = f"{name}: the paper has {printed:.1f} {found.label(metric)}, measured {statistics.mean(values):.1f}"
+        text = f"{name}: the paper has {figure:.1f} {found.label(metric)}, measured {statistics.mean(values):.1f}"
         low, high = another_run(values, found.level)
         if math.isnan(low):
             lines.append(f"{text} in a single run, which does not show how far another would be from it")
             continue
-        inside = "inside" if low <= printed <= high else "outside"
+        inside = "inside" if low <= figure <= high else "outside"
         lines.append(
             f"{text} ({len(values)} runs); another run would lie between {low:.1f} and {high:.1f} with "
             f"{found.level:.0%}: the paper's lies {inside}"

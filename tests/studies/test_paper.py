@@ -13,6 +13,7 @@ from made_up_coco import detections, made_up
 from places import CONFIGS, Tool
 
 from sa_mmdet.studies import launching
+from sa_mmdet.studies.paper import TABLES, groups_of
 
 TOOL = "analysis_tools/run_comparison.py"
 T_OF_2 = 4.302653  # the 97.5 % quantile of Student's t with 2 degrees of freedom, from a printed table
@@ -70,6 +71,23 @@ def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Coco:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**12))
     return found
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_of_a_table_has_its_config(table: str) -> None:
+    groups = groups_of(table)
+    rows = printed_rows(table)
+    figures = [figure for group in groups for figure in group.figures]
+    assert figures == [float(row["ap"] if "ap" in row else row["top1"]) for row in rows]
+    configs = [Path(config) for group in groups for config in group.configs]
+    assert len(set(configs)) == len(rows)
+    for path, row in zip(configs, rows, strict=True):
+        assert path.is_file()
+        depth = row.get("backbone", "ResNet-50").removeprefix("ResNet-")
+        assert f"r{depth}" in path.stem
+        said = row.get("attention") or row["method"]
+        attention = {"none": "", "ResNet": "", "SENet": "se-"}.get(said, f"{said.split('-')[0].lower()}-")
+        assert table == "table1" or f"{attention}r{depth}" in path.stem.split("_")
 
 
 def test_a_table_is_trained_and_judged_beside_the_papers_figures(coco: Coco, tool: Tool, tmp_path: Path) -> None:

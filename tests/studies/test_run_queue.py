@@ -25,8 +25,8 @@ events, gate = Path({events!r}), Path({gate!r})
 def record(what):
     with events.open("a") as file:
         file.write(f"{{what}} {{folder.parent.name}}/{{folder.name}} {{os.environ.get('OMP_NUM_THREADS')}}\\n")
-record("begin")
 print("Epoch(train)  [1][20/26]  lr: 1.8e-05  eta: 0:02:35  time: 5.0708", flush=True)
+record("begin")
 while not gate.exists():
     time.sleep(0.05)
 (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
