@@ -85,7 +85,7 @@ class Study:
         return self.begun[-1]
 
     def wait_for(self, events: int) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300  # of a busy machine
         while len(self.recorded()) < events:
             assert time.monotonic() < deadline, self.recorded()
             assert any(driver.poll() is None for driver in self.begun), [
