@@ -87,7 +87,7 @@ def _reads_images_from_disk(part: Any) -> bool:
 
 def _check_images(part: Any) -> None:
     paths = [info["img_path"] for i in range(len(part)) if "img_path" in (info := part.get_data_info(i))]
-    unusable = _missing_or_empty([path for path in paths if "://" not in path])
+    unusable = missing_or_empty([path for path in paths if "://" not in path])
     if unusable:
         raise FileNotFoundError(
             f"{getattr(part, 'ann_file', type(part).__name__)}: {len(unusable)} of its {len(paths)} images are "
@@ -95,7 +95,12 @@ def _check_images(part: Any) -> None:
         )
 
 
-def _missing_or_empty(paths: list[str]) -> list[str]:
+def missing_or_empty(paths: list[str]) -> list[str]:
+    """Those of some files that are not there or empty; each folder is listed once.
+
+    Args:
+        paths: The files.
+    """
     folders = defaultdict(list)
     for path in paths:
         folders[os.path.dirname(path)].append(path)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sa_mmdet.engine.termination import EXIT_STATUS
 from sa_mmdet.messages import listed
 
 from .data import check_data
@@ -19,7 +20,6 @@ from .study import Study, make_study, total_batch
 from .training import Training
 from .trainings import check_settings
 
-STOPPED = 143  # the exit status after SIGTERM, as a shell reports it
 _TOOL = Path(__file__).resolve().parents[1] / ".mim" / "tools" / "analysis_tools" / "run_comparison.py"
 
 
@@ -113,14 +113,13 @@ def _check(runs: Sequence[Training], options: Options, here: bool, alone: bool) 
     if not alone:
         check_data({run.config: run.cfg for run in waiting}.values())
         check_disk(waiting, options.jobs or 1, options.work_dir, options.keep_checkpoints)
-    _tell_of_learning_rate(waiting)
+    _tell_of_learning_rate(waiting, options.scale_lr)
 
 
-def _tell_of_learning_rate(runs: Sequence[Training]) -> None:
+def _tell_of_learning_rate(runs: Sequence[Training], scaled: bool) -> None:
     """Say how the learning rate was fitted to the batch, or that it does not fit."""
     batches = {found for run in runs if (found := total_batch(run)) is not None}
     for images, base in sorted(batches):
-        scaled = any("auto_scale_lr.enable=True" in run.options for run in runs)
         if images != base and scaled:
             print(f"{images} images per step: learning rates are multiplied by {images}/{base} (auto_scale_lr)")
         elif images != base:
@@ -132,7 +131,7 @@ def _train(runs: Sequence[Training], options: Options, wait: bool) -> list[str]:
         with Lines() as screen, passing_on_termination():
             return work(runs, options.jobs or 1, options.gpus, screen, options.keep_checkpoints, wait)
     except Terminated:
-        raise SystemExit(STOPPED) from None
+        raise SystemExit(EXIT_STATUS) from None
 
 
 def _judge(made: Study, judge: Judge, failures: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import mmdet
 from mmengine.config import Config
 
+from sa_mmdet.engine.check_dataset import missing_or_empty
 from sa_mmdet.messages import listed
 from sa_mmdet.untrusted import read_json
 
@@ -36,8 +37,8 @@ def check_data(cfgs: Iterable[Config], phases: Iterable[str] = ("train", "test")
         if not os.path.isfile(annotations):
             raise ValueError(f"{annotations}: there is no such file{_hint(annotations)}")
         names = _images(annotations)
-        there = _usable(Path(folder))
-        missing = sorted(name for name in names if not (_is_there(name, folder) if "/" in name else name in there))
+        places = {os.path.join(folder, name): name for name in names}
+        missing = sorted(places[path] for path in missing_or_empty(list(places)))
         if missing:
             raise ValueError(
                 f"{folder}: {len(missing)} of the {len(names)} images of {annotations} are missing or empty, such as "
@@ -86,19 +87,6 @@ def _images(annotations: str) -> tuple[str, ...]:
     if not isinstance(images, list):
         raise ValueError(f"{annotations}: has no list of images: give a file in COCO's format")
     return tuple(str(image.get("file_name", "")) for image in images if isinstance(image, dict))
-
-
-def _usable(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file() and entry.stat().st_size}
-    except OSError:
-        return set()
-
-
-def _is_there(name: str, folder: str) -> bool:
-    path = os.path.join(folder, name)
-    return os.path.isfile(path) and os.path.getsize(path) > 0
 
 
 def _hint(annotations: str) -> str:

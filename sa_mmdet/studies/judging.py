@@ -1,6 +1,7 @@
 """Judging the finished runs of a study: a comparison and a report for each group of configs."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,7 @@ class Judge:
         if not runs:
             self._say(f"no report is written: {skipped[0]}")
             return []
-        command = " ".join(["python", "tools/analysis_tools/run_comparison.py", *self._command])
+        command = shlex.join(["python", "tools/analysis_tools/run_comparison.py", *self._command])
         path = self._path(group, "report", "html")
         options: dict[str, Any] = dict(resamples=self._resamples, command=command, comparing=self._compared)
         atomic_write_text(path, build_report(runs, skipped, baseline=runs[0].name, **options))
@@ -120,9 +121,7 @@ class Judge:
 
     def _of_classifiers(self, group: Group) -> list[Comparison]:
         files = [(name, [run.folder / run.results for run in runs]) for name, runs in self._study.of(group).items()]
-        found = compare_classifiers(files, None, self._resamples, self._level)
-        self._known[_key(found.task, [paths for _, paths in files])] = found
-        return [found]
+        return [compare_classifiers(files, None, self._resamples, self._level)]
 
     def _compared(
         self, annotations: str | Path, variants: Sequence[tuple[str, Sequence[str | Path]]], task: str, resamples: int

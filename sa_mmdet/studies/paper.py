@@ -4,15 +4,15 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from scipy import stats
 
 from sa_mmdet.evaluation.comparison import Comparison
 from sa_mmdet.evaluation.paper import Printed, printed
+from sa_mmdet.evaluation.report import PAPER_TABLES
 from sa_mmdet.evaluation.tasks import TASK_BY_NAME
 
-_CONFIGS = Path(__file__).resolve().parents[1] / ".mim" / "configs"
+_CONFIGS = PAPER_TABLES.parent
 _TASKS = dict(table1="classification", table2="classification", table3="bbox", table4="segm")
 TABLES = tuple(_TASKS)
 _DETECTORS = {
@@ -47,7 +47,7 @@ def groups_of(table: str) -> list[Group]:
     """
     task = TASK_BY_NAME[_TASKS[table]]
     found: dict[str, list[tuple[str, float]]] = {}
-    for row in printed(task, _CONFIGS / "_paper_"):
+    for row in printed(task, PAPER_TABLES):
         if row.table.startswith(f"Table {table.removeprefix('table')}:"):
             name, path = _config(row)
             found.setdefault(name, []).append((str(_CONFIGS / path), float(row.metrics[task.metrics[0]])))

@@ -17,7 +17,7 @@ from sa_mmdet.atomic_write import atomic_write_text
 from .checkpoints import remove_checkpoints
 from .launching import environment
 from .training import FAILED, LOGS, Training
-from .trainings import check_settings, train_and_test
+from .trainings import train_and_test
 
 _ASK_AGAIN = 5.0  # seconds until a run that another process has is looked at again
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system without them
@@ -82,12 +82,7 @@ def work(
 
     Returns:
         A sentence for each run that failed.
-
-    Raises:
-        ValueError: A run was begun with other settings; then nothing is begun.
     """
-    for run in runs:
-        check_settings(run)
     waiting, lock = deque(runs), threading.Lock()
     failures: list[str] = []
     told: set[Training] = set()

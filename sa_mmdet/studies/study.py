@@ -52,9 +52,10 @@ def make_study(
     Raises:
         ValueError: A config cannot be read or has no such test, or those of a group are tested on different images.
     """
+    own = [*options, _SCALED] if scale_lr else [*options]
     configs: dict[str, tuple[Config, str, str]] = {}
     for group in groups:
-        found = {config: _read(config, options, scale_lr) for config in group.configs}
+        found = {config: _read(config, own, scale_lr) for config in group.configs}
         files = sorted({annotations for _, _, annotations in found.values()})
         if "" in files and len(files) > 1:
             raise ValueError("some configs are detectors and some are classifiers: give one kind")
@@ -63,7 +64,6 @@ def make_study(
         configs |= found
     if any(not evaluator for _, evaluator, _ in configs.values()):
         classifier_tools()
-    own = [*options, _SCALED] if scale_lr else [*options]
     runs = [
         Training(
             config, cfg, own, seed, work_dir / Path(config).stem / f"seed{seed}", evaluator, annotations, processes
@@ -84,10 +84,8 @@ def total_batch(run: Training) -> tuple[int, int] | None:
 def _read(config: str, options: Sequence[str], scale_lr: bool) -> tuple[Config, str, str]:
     """A config with the options, the key of its evaluator, and the annotations that it tests on."""
     cfg = effective_config(config, options)
-    if scale_lr:
-        if not isinstance(_at(cfg, ("auto_scale_lr", "base_batch_size")), int):
-            raise ValueError(f"{config}: has no auto_scale_lr.base_batch_size, the batch that its learning rate is for")
-        cfg.merge_from_dict({"auto_scale_lr.enable": True})
+    if scale_lr and not isinstance(_at(cfg, ("auto_scale_lr", "base_batch_size")), int):
+        raise ValueError(f"{config}: has no auto_scale_lr.base_batch_size, the batch that its learning rate is for")
     if _at(cfg, ("model", "type")) is not None and kind_of(cfg) is CLASSIFIER:
         return cfg, "", ""
     return cfg, *annotations_of(config, cfg)

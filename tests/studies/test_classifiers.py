@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,10 @@ def test_their_plan_needs_neither_mmpretrain_s_models_nor_imagenet(
     assert float(told.split(", ")[1].split()[0]) == pytest.approx(hours, rel=0.01)
 
 
-def test_without_mmpretrain_it_is_named(configs: list[Path], tool: Tool, tmp_path: Path) -> None:
-    if importlib.util.find_spec("mmpretrain") is not None:
-        pytest.skip("MMPretrain is installed")
+def test_without_mmpretrain_it_is_named(
+    configs: list[Path], tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mmpretrain", None)  # as if it were not installed
     status, _, errors = tool(TOOL, *configs, "--work-dir", tmp_path / "work")
     assert status == 1
     assert "MMPretrain, which trains classifiers, is not installed: pip install mmpretrain" in errors
