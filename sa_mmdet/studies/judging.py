@@ -136,6 +136,8 @@ class Judge:
         count = len(found.runs[0])
         width = max(map(len, found.variants))
         title = f"{TASKS.get(found.task, found.task)}, mean of {count} seeds (standard deviation from seed to seed)"
+        if count == 1:
+            title = f"{TASKS.get(found.task, found.task)}, one seed"
         self._say(f"\n{f'{group.name}, ' if group.name else ''}{title}")
         for name, mean, deviation in zip(found.variants, found.means, found.deviations, strict=True):
             cells = []

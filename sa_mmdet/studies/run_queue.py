@@ -20,6 +20,7 @@ from .training import FAILED, LOGS, Training
 from .trainings import train_and_test
 
 _ASK_AGAIN = 5.0  # seconds until a run that another process has is looked at again
+_LOOKED_AT = 1.0  # seconds within which those let go of it that only look whether it is running
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system without them
 
 
@@ -37,7 +38,7 @@ class Screen(Protocol):
 
 
 @contextmanager
-def taken(folder: Path) -> Iterator[int | None]:
+def taken(folder: Path, patience: float = 0.0) -> Iterator[int | None]:
     """Take a run, so that no other process trains it at the same time.
 
     The lock is also held by the processes that get its descriptor, and ends with the last of them: a training whose
@@ -45,6 +46,7 @@ def taken(folder: Path) -> Iterator[int | None]:
 
     Args:
         folder: The run's work directory.
+        patience: Seconds to try for.
 
     Yields:
         The lock's descriptor, or None while another process has the run.
@@ -52,17 +54,26 @@ def taken(folder: Path) -> Iterator[int | None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        yield descriptor if _locked(descriptor, time.monotonic() + patience) else None
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, until: float) -> bool:
+    """Lock an open file; whether that was possible, or needless on a file system without locks."""
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield None
-            return
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.05)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-        yield descriptor
-    finally:
-        os.close(descriptor)
+            return True
+        else:
+            return True
 
 
 def work(
@@ -93,7 +104,7 @@ def work(
 
     def serve(worker: int) -> None:
         while (run := next_run()) is not None:
-            with taken(run.folder) as descriptor:
+            with taken(run.folder, _LOOKED_AT) as descriptor:
                 if descriptor is None:
                     with lock:
                         if wait:

@@ -1,5 +1,6 @@
 """Several runs at a time, in one command or in several, and what is told of them."""
 
+import fcntl
 import json
 import os
 import re
@@ -137,6 +138,22 @@ def test_two_commands_share_the_work_and_status_tells_of_it(study: Study) -> Non
     assert all(re.search(rf"{name}: (finished|another|begins)", printed[0] + printed[1]) for name in NAMES)
     assert "Epoch(train)" not in printed[0] + printed[1]
     assert (study.work / "comparison.json").is_file()
+
+
+def test_a_task_of_slurm_begins_its_run_while_others_look_at_its_state(study: Study) -> None:
+    folder = study.work / "plain" / "seed0"
+    folder.mkdir(parents=True)
+    study.gate.touch()
+    task = study.begin("--run", 1)
+    while task.poll() is None:  # each look is short; a command that looks every second is not stopped by one
+        with (folder / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            time.sleep(0.2)
+        time.sleep(0.1)
+        if study.recorded():
+            break
+    printed, _ = task.communicate()
+    assert (folder / "results.bbox.json").is_file(), printed
 
 
 @pytest.mark.long
