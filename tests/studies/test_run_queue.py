@@ -178,6 +178,25 @@ def test_a_training_whose_driver_was_killed_is_not_begun_again(study: Study) -> 
     assert len(ends) == 5
 
 
+@pytest.mark.long
+def test_print_what_a_study_itself_takes(study: Study) -> None:
+    """The trainings end at once, so that what is left is the study's own time: -s shows it."""
+    study.gate.touch()
+    began = time.monotonic()
+    task = study.begin("--run", 1)
+    assert "plain/seed0: finished" in task.communicate()[0]
+    print(f"\na task of slurm: {time.monotonic() - began:.1f} s")
+    began, ended = time.monotonic(), []
+    driver = study.begin("--seeds", *range(13))
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if "finished in" in line:
+            ended.append(time.monotonic() - began)
+    assert len(ended) == 25  # one was finished before
+    further = (ended[-1] - ended[0]) / 24
+    print(f"on one machine: {ended[0]:.1f} s until the first run ends, {further:.2f} s per further one")
+
+
 @pytest.mark.parametrize(
     ("worker", "processes", "visible", "expected"),
     [(0, 1, None, "0"), (3, 1, None, "3"), (1, 1, "4,6,7", "6"), (1, 2, None, "2,3"), (0, 2, "5,1,0,2", "5,1")],
