@@ -5,10 +5,7 @@ training, so the p-values are adjusted for all cells of a table and all variants
 size and those by class.
 """
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +17,11 @@ from sa_mmdet.coco_format import load_annotations, load_results
 from .average_precision import Floats
 from .error_types import MISSED, RIGHT, SIZES, TYPES, Judged, judge
 from .error_types_mended import mended_precision
+from .processes import in_processes, no_collection
 from .verdicts import BETTER, OPEN, WORSE, holm, row, variance, word
 
 LEAST_SCORE = 0.3  # of the detections that are counted
 NUMBERS = ("objects", "right", *TYPES)
-_AT_ONCE = 2  # the number of files that are judged at once
 LESS, MORE = "loses less", "loses more"
 
 Cell = dict[str, float]  # 'difference', 'low', 'high', 'p' and 'adjusted', as a comparison's
@@ -109,32 +106,20 @@ def compare_errors(
     """
     drawn = resamples if len(variants) > 1 else 0
     paths = [path for _, own in variants for path in own]
-    found: list[Errors] = []
+    with no_collection():
+        coco = load_annotations(annotations)
+
+    def errors_in(path: str | Path) -> Errors:
+        with no_collection():
+            entries = load_results(path, coco)
+        return errors_of(judge(coco, entries, task), drawn, seed, least_score)
+
     with tqdm(total=len(paths), desc="error types", leave=False, disable=not show_progress) as bar:
-        for begin in range(0, len(paths), _AT_ONCE):
-            # New processes each time, as in evaluate_files.
-            with ProcessPoolExecutor(_AT_ONCE, multiprocessing.get_context("fork")) as processes:
-                own = paths[begin : begin + _AT_ONCE]
-                waiting = [
-                    processes.submit(_errors_of, annotations, path, task, drawn, seed, least_score) for path in own
-                ]
-                for path, errors in zip(own, waiting, strict=True):
-                    try:
-                        found.append(errors.result())
-                    except BrokenProcessPool as error:
-                        raise ValueError(f"{path}: its evaluation was killed: is there memory for it?") from error
-                    bar.update()
+        found = in_processes(errors_in, paths, lambda path: f"{path}: its evaluation", bar.update)
     remaining = iter(found)
     runs = [[next(remaining) for _ in own] for _, own in variants]
     differences = _differences(runs, level)
     return ErrorComparison(task, [name for name, _ in variants], runs, differences, level, least_score)
-
-
-def _errors_of(
-    annotations: str | Path, results: str | Path, task: str, resamples: int, seed: int, least_score: float
-) -> Errors:
-    coco = load_annotations(annotations)
-    return errors_of(judge(coco, load_results(results, coco), task), resamples, seed, least_score)
 
 
 def errors_of(judged: Judged, resamples: int, seed: int, least_score: float) -> Errors:

@@ -37,16 +37,14 @@ class _Class:
         chosen: For each choice, the number of its set.
         wrong: How many wrong detections of each type and image come between each of them and the one before, and
             behind the last: a sparse matrix, types x (C + 1), N.
-        objects: For each image, the number of objects.
-        missed: For each image, the number of missed objects.
+        objects: For each image, the number of objects, and of missed ones: a sparse matrix, 2 x N.
     """
 
     images: Indices
     right: list[NDArray[np.bool_]]
     chosen: list[int]
     wrong: sparse.csr_matrix
-    objects: Floats
-    missed: Floats
+    objects: sparse.csr_matrix
 
 
 def mended_precision(
@@ -100,7 +98,7 @@ def _by_class(judged: Judged, size: int, choices: Sequence[Sequence[int]], dtype
                 [np.isin(hits, one, assume_unique=True) for one in right],
                 [different.index(one) for one in sets],
                 sparse.csr_matrix((np.ones(len(wrong), dtype), (rows, judged.images[wrong])), shape),
-                *of_images,
+                sparse.csr_matrix(np.stack(of_images)),
             )
         )
     return found
@@ -114,7 +112,7 @@ def _grouped(classes: Indices, count: int) -> list[Indices]:
 
 def _precision(own: _Class, drawn: Floats, choices: Sequence[Sequence[int]]) -> Floats:
     """AP50 of a class on R resamples (drawn: N x R), choices x R."""
-    objects, missed = own.objects @ drawn, own.missed @ drawn
+    objects, missed = own.objects @ drawn
     wrong = (own.wrong @ drawn).reshape(len(_WRONG), len(own.images) + 1, -1)
     np.cumsum(wrong, 1, out=wrong)
     all_wrong = wrong.sum(0)

@@ -12,7 +12,7 @@ from sa_mmdet.untrusted import RefusedFileError, read_json_parts
 from .average_precision import TASKS, Evaluation, evaluate_found
 from .objects import Found, Objects
 from .processes import in_processes, no_collection
-from .result_files import Seen, check_images
+from .result_files import Seen, check_images, remember
 
 
 @dataclass
@@ -24,19 +24,24 @@ class _Answer:
     doubts: list[str]  # whether the results belong to the images
 
 
-def evaluate_files(annotations: str | Path, results: Sequence[str | Path], task: str) -> list[Evaluation]:
+def evaluate_files(
+    annotations: str | Path, results: Sequence[str | Path], task: str, doubts: list[str] | None = None
+) -> list[Evaluation]:
     """Evaluate several result files.
 
     Args:
         annotations: The file of COCO annotations.
         results: The result files.
         task: 'bbox' or 'segm'.
+        doubts: Gets what raises a doubt whether the results belong to the annotations; None not to look for it.
 
     Raises:
         ValueError: A file cannot be read, is invalid or has detections without an answer to the task, or its
-            evaluation was killed.
+            evaluation was killed; or, where doubts are looked for, a file belongs to other images.
     """
-    answers = _evaluate(annotations, results, (task,), check=False)
+    answers = _evaluate(annotations, results, (task,), check=doubts is not None)
+    if doubts is not None:
+        doubts += [doubt for answer in answers for doubt in answer.doubts]
     for path, answer in zip(results, answers, strict=True):
         if task not in answer.evaluations:
             raise ValueError(f"{path}: has detections without a {TASKS[task]}")
@@ -105,7 +110,10 @@ def _evaluate(
         evaluations = {task: evaluate_found(Found.joined(parts), objects) for task, parts in found.items()}
         return _Answer(evaluations, seen, check_images(path, seen, coco, annotations) if check else [])
 
-    return in_processes(evaluate_file, results, lambda path: f"{path}: its evaluation")
+    answers = in_processes(evaluate_file, results, lambda path: f"{path}: its evaluation")
+    for path, answer in zip(results, answers, strict=True):
+        remember(path, annotations, answer.seen)
+    return answers
 
 
 def _found(

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from mmengine.config import Config
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
-from sa_mmdet.coco_format import Detections, load_results, read_annotations
+from sa_mmdet.coco_format import Detections, load_results, read_annotations, read_results
 from sa_mmdet.messages import short
+from sa_mmdet.untrusted import RefusedFileError
 
 from .evaluators import coco_evaluator
 from .runs import read_recorded_config
@@ -66,19 +67,51 @@ class Seen:
             self.beyond += int(_reach_beyond(some.boxes, sizes).sum())
 
 
-def seen_in(path: str | Path, coco: COCO) -> Seen:
-    """What the detections of a file tell.
+_known: dict[tuple[Any, ...], Seen] = {}  # of large files, which take seconds to read
+
+
+def remember(path: str | Path, annotations: str | Path, seen: Seen) -> None:
+    """Keep what the detections of a file tell, so that :func:`seen_in` does not read it again.
+
+    Args:
+        path: The result file.
+        annotations: The file of annotations that it fits.
+        seen: What they tell.
+    """
+    _known[_states(path, annotations)] = seen
+
+
+def seen_in(path: str | Path, coco: COCO, annotations: str | Path) -> Seen:
+    """What the detections of a file tell; a file that was evaluated before and has not changed is not read again.
 
     Args:
         path: The result file.
         coco: The annotations that it must fit.
+        annotations: Their file.
 
     Raises:
         ValueError: The file cannot be read, or does not fit the annotations.
     """
+    known = _known.get(_states(path, annotations)) if os.path.isfile(path) else None
+    if known is not None:
+        return known
+    try:
+        return _look(read_results(path, coco), coco)
+    except RefusedFileError:
+        return _look([Detections.of(load_results(path, coco))], coco)
+
+
+def _look(parts: Iterable[Detections], coco: COCO) -> Seen:
     seen = Seen()
-    seen.add(Detections.of(load_results(path, coco)), coco)
+    for some in parts:
+        seen.add(some, coco)
     return seen
+
+
+def _states(*paths: str | Path) -> tuple[Any, ...]:
+    """What tells files from what they were before."""
+    found = [(os.path.realpath(path), os.stat(path)) for path in paths]
+    return tuple((path, state.st_mtime_ns, state.st_size, state.st_ino) for path, state in found)
 
 
 def check_images(path: str | Path, seen: Seen, coco: COCO, annotations: str | Path, moved: bool = False) -> list[str]:

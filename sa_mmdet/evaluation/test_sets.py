@@ -68,7 +68,7 @@ def judged_together(runs: Sequence[Run], task: Task) -> tuple[Path | None, list[
         path = run.results(task.name)
         try:
             moved = run.data_root is not None
-            for doubt in check_images(str(path), seen_in(str(path), coco), coco, annotations, moved):
+            for doubt in check_images(str(path), seen_in(str(path), coco, annotations), coco, annotations, moved):
                 doubts.setdefault(doubt.removeprefix(f"{path}: "), []).append(run.name)
             judged.append(run)
         except ValueError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from sa_mmdet.atomic_write import atomic_write_text
 from sa_mmdet.evaluation import TASKS, Comparison, compare, read_run, without_nan
 from sa_mmdet.evaluation.classification import compare_classifiers
+from sa_mmdet.evaluation.files import evaluate_files
 from sa_mmdet.evaluation.report import build_report
 
 from .paper import Group, beside_paper
@@ -110,13 +111,16 @@ class Judge:
         found = []
         for task in TASKS:
             folders = {name: [run.folder for run in own] for name, own in runs.items()}
-            files, doubts = complete_results(task, folders, annotations)
-            for doubt in doubts:
-                self._say(doubt)
+            files, doubts = complete_results(task, folders)
             if files:
-                own = compare(annotations, files, task, self._resamples, self._level, show_progress=True)
+                paths = [path for _, own in files for path in own]
+                evaluations = dict(zip(paths, evaluate_files(annotations, paths, task, doubts), strict=True))
+                options: dict[str, Any] = dict(show_progress=True, evaluations=evaluations)
+                own = compare(annotations, files, task, self._resamples, self._level, **options)
                 self._known[_key(task, [paths for _, paths in files])] = own
                 found.append(own)
+            for doubt in doubts:
+                self._say(doubt)
         return found
 
     def _of_classifiers(self, group: Group) -> list[Comparison]:

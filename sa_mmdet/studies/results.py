@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sa_mmdet.coco_format import load_annotations
 from sa_mmdet.evaluation import TASKS
-from sa_mmdet.evaluation.result_files import check_images, check_runs, seen_in
+from sa_mmdet.evaluation.result_files import check_runs
 from sa_mmdet.messages import listed
 from sa_mmdet.untrusted import read_json
 
@@ -31,20 +30,19 @@ def check_study(path: Path, names: Sequence[str]) -> None:
 
 
 def complete_results(
-    task: str, folders: Mapping[str, Sequence[Path]], annotations: str
+    task: str, folders: Mapping[str, Sequence[Path]]
 ) -> tuple[list[tuple[str, list[Path]]], list[str]]:
-    """The result files of all runs of a study for a task, checked for what they were tested on.
+    """The result files of all runs of a study for a task.
 
     Args:
         task: 'bbox' or 'segm'.
         folders: The work directories of the runs, by their config's name.
-        annotations: The file of annotations that they are judged on.
 
     Returns:
-        The files by the config's name, none if not all runs have them; and what raises a doubt or is missing.
+        The files by the config's name, none if not all runs have them; and what is missing.
 
     Raises:
-        ValueError: A file cannot be read, is of other images, or counts twice.
+        ValueError: A file counts twice, or two runs of a config were tested in different ways.
     """
     files = {name: [folder / f"results.{task}.json" for folder in own] for name, own in folders.items()}
     every = [path for own in files.values() for path in own]
@@ -56,7 +54,5 @@ def complete_results(
             f"{TASKS[task]} AP is not compared, since {listed(missing)} are missing: remove the other results of "
             "their folders to have these runs tested anew"
         ]
-    coco = load_annotations(annotations)
-    doubts = [doubt for path in every for doubt in check_images(path, seen_in(path, coco), coco, annotations)]
     check_runs(files)
-    return list(files.items()), doubts
+    return list(files.items()), []
