@@ -1,0 +1,3 @@
+_base_ = ["./se-r50-without-bias_8xb32_in1k.py"]
+
+model = dict(backbone=dict(placement="post"))
