@@ -1,11 +1,13 @@
-"""Parameters and multiply-adds of detectors and backbones, by part, by the rules of MMEngine or of the SA-Net paper."""
+"""Parameters and multiply-adds of detectors and backbones, by part, by the rules of MMEngine or of a paper."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
@@ -18,12 +20,13 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from sa_mmdet.attention import Attention
 from sa_mmdet.compat.old_torch import shapes_only
+from sa_mmdet.insertion.modules import Attending
 from sa_mmdet.messages import one_line
 
 from . import operators
 from .detector_forward import MASKS, PROPOSALS, inner_detector, prepare
 
-CONVENTIONS = ("mmengine", "paper")
+CONVENTIONS = ("mmengine", "paper", "senet")
 DETECTOR_SHAPE = (800, 1280)  # height and width in pixels, as in the paper's Table 3
 BACKBONE_SHAPE = (224, 224)  # as in its Table 2
 CLASSES = 1000  # of the head that its Table 2 counts
@@ -66,8 +69,10 @@ def analyze(
             and of an attention module's own pooling. Deconvolutions are counted at their output's resolution;
             two-stage detectors have 81 classes, including the background, and their SE has no biases; a backbone has
             a linear head. The attributes of :class:`sa_mmdet.attention.Attention` say what differs between
-            attention layers.
-        classes: The number of classes of the head that a backbone has by the paper's rules.
+            attention layers. 'senet' counts by the rules of the tables in the SENet article (arXiv 1709.01507): the
+            multiply-adds of convolutions and linear layers, and 1 per element that a residual block adds to its
+            identity; ``parameters`` includes the statistics of batch norms, which Caffe stores as such.
+        classes: The number of classes of the head that a backbone has by the rules of 'paper' and 'senet'.
 
     A detector runs the forward that MMDetection's own get_flops.py counts, with 1000 proposals for box heads and 100
     for mask heads. ``not_counted`` of the result names the modules that it does not run, which are those that only
@@ -78,23 +83,25 @@ def analyze(
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention={convention!r} is unknown: choose one of {', '.join(CONVENTIONS)}")
-    as_paper = convention == "paper"
-    model = _built(cfg, as_paper)
+    count = _RULES.get(convention)
+    model = _built(cfg, only_shapes=count is not None)
     detector = isinstance(model, BaseDetector)
     height, width = shape or (DETECTOR_SHAPE if detector else BACKBONE_SHAPE)
     if min(height, width) < _STRIDE:
         raise ValueError(f"shape {height} x {width} is smaller than the backbone's stride: use {_STRIDE} or more")
     left_out = prepare(model, height, width) if detector else []
-    wrapped: nn.Module = model if detector else _Classifier(model, classes) if as_paper else _Bare(model)
+    wrapped: nn.Module = model if detector else _Classifier(model, classes) if count else _Bare(model)
     image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
     try:
-        counts, unused = (_count_as_paper if as_paper else operators.count)(wrapped, image)
+        counts, unused = _count_layers(wrapped, image, count) if count else operators.count(wrapped, image)
     except Exception as error:  # whatever another package's detector raises
-        hint = ": use --convention mmengine" if as_paper else ""
+        hint = ": use --convention mmengine" if count else ""
         name = type(model).__name__
         raise ValueError(f"{name} cannot be counted at {height} x {width}: {one_line(error, 200)}{hint}") from error
     found = replace(_by_part(wrapped, counts), not_counted=(*unused, *left_out))
-    return _as_paper_two_stage(found, model) if as_paper and hasattr(model, "roi_head") else found
+    if convention == "senet":
+        return replace(found, parameters=found.parameters + _statistics(model))
+    return _as_paper_two_stage(found, model) if convention == "paper" and hasattr(model, "roi_head") else found
 
 
 def _built(cfg: dict[str, Any], only_shapes: bool) -> Any:
@@ -104,7 +111,7 @@ def _built(cfg: dict[str, Any], only_shapes: bool) -> Any:
     if "teacher_ckpt" in cfg:  # distillation loads its teacher, which inference does not run
         cfg["teacher_ckpt"] = None
     try:
-        # Shapes are enough for the paper's rules; MMEngine's counter traces the model, which needs values.
+        # Shapes are enough for the papers' rules; MMEngine's counter traces the model, which needs values.
         with shapes_only() if only_shapes else nullcontext():
             model = revert_sync_batchnorm(MODELS.build(cfg))
     except OSError:
@@ -215,7 +222,15 @@ class _Classifier(_Bare):
         return self.classifier(self.pool(self.backbone(image)[-1]).flatten(1))
 
 
-def _count_as_paper(model: nn.Module, image: Tensor) -> tuple[dict[str, int], list[str]]:
+def _statistics(model: nn.Module) -> int:
+    """The elements of the running means and variances of all batch norms."""
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    return sum(2 * norm.num_features for norm in norms if norm.track_running_stats)
+
+
+def _count_layers(
+    model: nn.Module, image: Tensor, rule: Callable[[nn.Module, Tensor, Tensor], int]
+) -> tuple[dict[str, int], list[str]]:
     counts: dict[str, int] = {}
     handles = []
     attention = [module for module in model.modules() if isinstance(module, Attention)]
@@ -223,14 +238,16 @@ def _count_as_paper(model: nn.Module, image: Tensor) -> tuple[dict[str, int], li
     for name, module in model.named_modules():
 
         def count(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-            operations = _operations(module, inputs[0], output)
+            operations = rule(module, inputs[0] if inputs else output, output)
             while True:  # add to the module's count, and to those of all its parents
                 counts[name] = counts.get(name, 0) + operations
                 if not name:
                     break
                 name = name.rpartition(".")[0]
 
-        if module not in uncounted and (module in attention or not any(True for _ in module.children())):
+        # A convolution has a child where attention was inserted at it.
+        whole = isinstance(module, Attention | Attending | BasicBlock | Bottleneck)
+        if module not in uncounted and (whole or not any(True for _ in module.children())):
             handles.append(module.register_forward_hook(count))
     with torch.no_grad(), operators.Reads() as reads:
         model(image)
@@ -239,19 +256,32 @@ def _count_as_paper(model: nn.Module, image: Tensor) -> tuple[dict[str, int], li
     return counts, operators.unused(model, reads.parameters)
 
 
-def _operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
-    """Count a layer by the paper's rules."""
+def _multiply_adds(module: nn.Module, output: Tensor) -> int:
+    """The multiply-adds of a convolution or linear layer; 0 of others."""
     if isinstance(module, _ConvTransposeNd):
         kernel = module.weight.numel() // (module.in_channels * module.out_channels // module.groups)
         return output.numel() * kernel * module.in_channels // module.groups
     if isinstance(module, _ConvNd):
         return output.numel() * module.weight[0].numel()
-    if isinstance(module, nn.Linear):
-        return output.numel() * module.in_features
+    return output.numel() * module.in_features if isinstance(module, nn.Linear) else 0
+
+
+def _as_paper(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Count a layer by the rules of the SA-Net paper."""
     if isinstance(module, _BatchNorm):
         return 2 * output.numel()
     if isinstance(module, nn.ReLU):
         return output.numel()
     if isinstance(module, _MaxPoolNd | _AvgPoolNd | _AdaptiveAvgPoolNd):
         return x.numel()
-    return int(module.pooled * x.numel()) if isinstance(module, Attention) else 0
+    if isinstance(module, Attention):
+        return int(module.pooled * x.numel())
+    return _multiply_adds(module, output)
+
+
+def _as_senet(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Count a layer or a residual block's addition by the rules of the SENet article."""
+    return output.numel() if isinstance(module, BasicBlock | Bottleneck) else _multiply_adds(module, output)
+
+
+_RULES = dict(paper=_as_paper, senet=_as_senet)

@@ -11,7 +11,7 @@ from .costs import Cost, Time
 from .paper import measured_there, printed
 from .runs import Run
 from .svg import LEAST_ACCURACY, add_legend, cut, figure_as_svg, ink, look
-from .tasks import Task
+from .tasks import PAPER, Task
 from .variants import by_variant
 
 _LEAST_COST = 0.1  # share of the largest cost that an axis spans at least
@@ -134,6 +134,8 @@ def _printed(runs: Sequence[Run], task: Task, folder: Path) -> list[_Printed]:
     families = {run.family for run in runs}
     found = []
     for line in printed(task, folder):
+        if line.work != PAPER:  # other articles count costs by other rules
+            continue
         accuracy = line.metrics[task.metrics[0]]
         if line.family in families and accuracy and math.isfinite(line.parameters):
             costs = dict(parameters=(line.parameters,) * 3, operations=(line.operations,) * 3)

@@ -1,16 +1,19 @@
-"""The paper's results, and which runs measured the same."""
+"""The paper's results and those of others, and which runs measured the same."""
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from .networks import ablated, attention_name, backbone_name, own_model
 from .runs import Run
-from .tasks import Task
+from .tasks import PAPER, Source, Task
 
+_CLASSIFIER = "image classifier"
 _METHODS = {"ResNet": "none", "SENet": "SE", "CBAM": "CBAM", "SGE-Net": "SGE", "ECA-Net": "ECA", "SA-Net": "SA"}
-# Settings of shuffle attention that the paper's Table 1 changes; all other results are of the attention as it is.
+# Settings of shuffle attention that the paper's Table 1 changes; its other results are of the attention as it is.
 _ABLATIONS: Mapping[str, Mapping[str, object]] = {
     "origin": {},
     "w/o_gn": {"norm": False},
@@ -32,8 +35,10 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Printed:
-    """One row of a table in the paper."""
+    """One row of a table in the paper, or in another article."""
 
+    work: str  # what it is from, such as 'the paper'
+    study: str  # the name of the table, or of the question of several tables, such as 'table3' or 'senet-ratio'
     table: str  # the title
     family: str  # as :attr:`Run.family`
     backbone: str
@@ -42,21 +47,25 @@ class Printed:
     parameters: float  # in millions; NaN where it is not known
     operations: float  # multiply-adds in billions
     ablation: str = ""  # the row's name where it is of an ablation
-    changes: Mapping[str, object] | None = None  # of the attention's settings; None to accept any
+    changes: Mapping[str, object] = field(default_factory=dict)  # what :func:`.networks.ablated` finds
+    config: str = ""  # the path of its config among this package's, where the table names it
 
     def is_of(self, run: Run) -> bool:
         """Whether a run is of the same network."""
         if (run.family, run.backbone, run.attention) != (self.family, self.backbone, self.attention):
             return False
-        return self.changes is None or _changes(run) == self.changes
+        found = ablated(run.cfg.model.backbone)
+        if self.family != _CLASSIFIER:  # which of the paper's detectors have SE with biases shows in their costs alone
+            found.pop("bias", None)
+        return found == self.changes
 
 
 def printed(task: Task, folder: Path) -> list[Printed]:
-    """The rows of the paper's tables about a task.
+    """The rows of the paper's and others' tables about a task.
 
     Args:
         task: The task.
-        folder: The folder with the paper's tables as CSV files.
+        folder: The folder with the tables as CSV files, in that of the configs.
     """
     found = []
     costs = {
@@ -64,22 +73,45 @@ def printed(task: Task, folder: Path) -> list[Printed]:
         for line in _read_csv(folder / "table3_coco_detection.csv")
         if line["detector"] == "Mask R-CNN"
     }
-    for title, name in task.tables:
-        for line in _read_csv(folder / name):
+    for source in task.sources:
+        for line in _read_csv(folder / source.file):
+            if "config" in line:
+                found.append(_of_senet(source, line, folder.parent))
+                continue
+            ablation, changes = "", {}
             if "method" in line:  # of classifiers
                 ablation = line["method"] if line["method"] in _ABLATIONS else ""
-                key = "image classifier", line.get("backbone", "ResNet-50"), _METHODS.get(line["method"], "SA")
+                key = _CLASSIFIER, line.get("backbone", "ResNet-50"), _METHODS.get(line["method"], "SA")
                 changes = _ABLATIONS[ablation or "origin"]
             else:
-                ablation, changes = "", None
                 key = line.get("detector", "Mask R-CNN"), line["backbone"], line["attention"]
             # The masks' costs are those of the same networks in the table of boxes.
             own = line if "params_m" in line else costs.get(key, line)
-            metrics = {metric: line[_COLUMNS[metric]] for metric in task.metrics}
-            found.append(
-                Printed(title, *key, metrics, _number(own, "params_m"), _number(own, "gflops"), ablation, changes)
-            )
+            metrics = {metric: line.get(_COLUMNS[metric], "") for metric in task.metrics}
+            study = re.sub(r"Table (\d+): .*", r"table\1", source.title) if source.work == PAPER else ""
+            number = _number(own, "params_m"), _number(own, "gflops")
+            found.append(Printed(source.work, study, source.title, *key, metrics, *number, ablation, changes))
     return found
+
+
+def _of_senet(source: Source, line: Mapping[str, str], configs: Path) -> Printed:
+    """A row of the SENet article about classifiers, whose errors become accuracies."""
+    path = f"{line['config']}.py"
+    backbone = own_model(configs / path)["backbone"]
+    return Printed(
+        work=source.work,
+        study=f"senet-{line['study']}",
+        table=f"{source.title}, Table {line['table']}: {line['study']}, accuracy",
+        family=_CLASSIFIER,
+        backbone=backbone_name(backbone),
+        attention=attention_name(backbone),
+        metrics={name: f"{100 - float(line[f'{name}_error']):.2f}" for name in ("top1", "top5")},
+        parameters=_number(line, "params_m"),
+        operations=_number(line, "gflops"),
+        ablation="" if line["study"] == "networks" else line["row"],
+        changes=ablated(backbone),
+        config=path,
+    )
 
 
 def measured_there(runs: Sequence[Run], task: Task, images: int | None) -> list[Run]:
@@ -93,18 +125,6 @@ def measured_there(runs: Sequence[Run], task: Task, images: int | None) -> list[
     if task.images is not None and images is not None and images != task.images:
         return []
     return [run for run in runs if run.on_papers_data]
-
-
-def _changes(run: Run) -> dict[str, object]:
-    """The settings of a run's attention that the paper's ablations are about, where they are not the defaults."""
-    backbone = run.cfg.model.backbone
-    layers = backbone.get("attention")
-    found: dict[str, object] = {}
-    for layer in layers if isinstance(layers, list | tuple) else [layers]:
-        for key, default in (("norm", True), ("shuffle", True), ("transform", "affine")):
-            if isinstance(layer, Mapping) and layer.get(key, default) != default:
-                found[key] = layer[key]
-    return found
 
 
 def _number(line: Mapping[str, str], column: str) -> float:

@@ -10,11 +10,11 @@ from typing import Any
 
 from mmengine.config import Config
 
-from sa_mmdet.backbones import attention_label
 from sa_mmdet.messages import one_line
 from sa_mmdet.untrusted import literal_config
 
 from .evaluators import coco_evaluator
+from .networks import attention_name, backbone_name
 from .settings import Differences, differences
 from .tasks import CLASSIFIER, DETECTOR, TASK_BY_NAME, Kind
 
@@ -25,7 +25,6 @@ _FAMILIES = {
     "RetinaNet": "RetinaNet",
 }
 _LARGEST = 1e12  # step or loss that a plot can show; a training that diverges has more, and its log lines do not count
-_RESNETS = ("ResNet", "AttentionResNet", "SAResNet")
 
 
 @dataclass
@@ -58,20 +57,12 @@ class Run:
     @property
     def backbone(self) -> str:
         """The backbone without its attention, as the paper calls it, such as 'ResNet-50'; others by their class."""
-        cfg = self.cfg.model.backbone
-        kind = self._backbone_class
-        return f"{'ResNet' if kind in _RESNETS else kind}{f'-{cfg.depth}' if 'depth' in cfg else ''}"
-
-    @property
-    def _backbone_class(self) -> str:
-        cfg = self.cfg.model.backbone
-        return str(cfg.get("module", cfg.type)).rpartition(".")[2]  # the class that attention was inserted into
+        return backbone_name(self.cfg.model.backbone)
 
     @property
     def attention(self) -> str:
         """The attention, as the paper calls it; 'none' for the plain network."""
-        labels = attention_label(self.cfg.model.backbone).split("+")
-        return "+".join(label for label in labels if label != self._backbone_class) or "none"
+        return attention_name(self.cfg.model.backbone)
 
     @property
     def variant(self) -> str:

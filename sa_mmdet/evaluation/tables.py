@@ -241,5 +241,5 @@ def _size(shape: tuple[int, int]) -> str:
 def _named(line: Printed) -> dict[str, str]:
     """What tells a row of the paper's table from others."""
     model = dict(detector=line.family) if line.family != "image classifier" else {}
-    ablation = f", {line.ablation}" if line.ablation else ""
+    ablation = f", {line.ablation}" if line.ablation and line.attention != "none" else ""
     return dict(model, backbone=line.backbone, attention=f"{line.attention}{ablation}")

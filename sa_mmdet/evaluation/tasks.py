@@ -6,6 +6,17 @@ from sa_mmdet.analysis.complexity import BACKBONE_SHAPE, DETECTOR_SHAPE
 
 from .average_precision import METRICS
 
+PAPER, _SENET = "the paper", "the SENet article"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file with results that were published."""
+
+    title: str  # of its tables
+    file: str
+    work: str = PAPER  # what it is from
+
 
 @dataclass(frozen=True)
 class Task:
@@ -20,7 +31,7 @@ class Task:
     files: tuple[str, ...]  # where a work directory may have them; the first that is there counts
     command: str  # what writes them
     data: str  # what the paper measured on
-    tables: tuple[tuple[str, str], ...]  # the paper's: title and file
+    sources: tuple[Source, ...]
     optional: tuple[str, ...] = ()  # metrics that runs may have not measured, which then have no column
     images: int | None = None  # how many the paper's test set has, where nothing else tells it from a part of it
 
@@ -39,7 +50,7 @@ class Kind:
     digits: int  # of the paper's costs after the point
 
 
-def _detection(name: str, object_: str, table: tuple[str, str]) -> Task:
+def _detection(name: str, object_: str, *sources: Source) -> Task:
     return Task(
         name=name,
         title=f"{object_} AP",
@@ -50,7 +61,7 @@ def _detection(name: str, object_: str, table: tuple[str, str]) -> Task:
         files=(f"results.{name}.json",),
         command="run_comparison keeps them, and so does test.py with test_evaluator.outfile_prefix=WORK_DIR/results",
         data="COCO val2017",
-        tables=(table,),
+        sources=sources,
     )
 
 
@@ -59,11 +70,16 @@ DETECTOR = Kind(
     subject="detection",
     found="detections",
     tasks=(
-        _detection("bbox", "box", ("Table 3: object detection, box AP", "table3_coco_detection.csv")),
+        _detection(
+            "bbox",
+            "box",
+            Source("Table 3: object detection, box AP", "table3_coco_detection.csv"),
+            Source("SENet (arXiv 1709.01507), Table 7: Faster R-CNN, 2x schedule, box AP", "senet_coco.csv", _SENET),
+        ),
         _detection(
             "segm",
             "mask",
-            ("Table 4: instance segmentation with Mask R-CNN, mask AP", "table4_coco_instance_segmentation.csv"),
+            Source("Table 4: instance segmentation with Mask R-CNN, mask AP", "table4_coco_instance_segmentation.csv"),
         ),
     ),
     prefix="coco/",
@@ -86,9 +102,10 @@ CLASSIFIER = Kind(
             files=("results.pkl", "results.json", "results.csv"),
             command="mim test mmpretrain CONFIG CHECKPOINT --out WORK_DIR/results.pkl writes it",
             data="ImageNet's validation images",
-            tables=(
-                ("Table 1: ablations, accuracy", "table1_ablation_imagenet.csv"),
-                ("Table 2: classification, accuracy", "table2_imagenet.csv"),
+            sources=(
+                Source("Table 1: ablations, accuracy", "table1_ablation_imagenet.csv"),
+                Source("Table 2: classification, accuracy", "table2_imagenet.csv"),
+                Source("SENet (arXiv 1709.01507)", "senet_imagenet.csv", _SENET),
             ),
             optional=("top5",),
             images=50_000,

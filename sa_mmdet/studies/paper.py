@@ -1,4 +1,4 @@
-"""The paper's tables as studies: their configs, and what the paper found."""
+"""The paper's tables and those of the SENet article as studies: their configs, and what was found with them."""
 
 import math
 import statistics
@@ -10,10 +10,20 @@ from scipy import stats
 from sa_mmdet.evaluation.comparison import Comparison
 from sa_mmdet.evaluation.paper import Printed, printed
 from sa_mmdet.evaluation.report import PAPER_TABLES
-from sa_mmdet.evaluation.tasks import TASK_BY_NAME
+from sa_mmdet.evaluation.tasks import PAPER, TASK_BY_NAME
 
 _CONFIGS = PAPER_TABLES.parent
-_TASKS = dict(table1="classification", table2="classification", table3="bbox", table4="segm")
+# The tables of the paper, and the questions of the SENet article, with the tasks of their figures.
+_TASKS = {
+    "table1": "classification",
+    "table2": "classification",
+    "table3": "bbox",
+    "table4": "segm",
+    **dict.fromkeys(
+        [f"senet-{name}" for name in ("networks", "ratio", "squeeze", "excitation", "stages", "placement")],
+        "classification",
+    ),
+}
 TABLES = tuple(_TASKS)
 _DETECTORS = {
     "Faster R-CNN": "faster_rcnn/faster-rcnn",
@@ -36,29 +46,31 @@ class Group:
     name: str  # such as 'faster-rcnn_r50'; '' for the only group of a study
     configs: tuple[str, ...]  # their paths
     task: str = ""  # of the paper's figures: 'bbox', 'segm' or 'classification'
-    figures: tuple[float, ...] = ()  # of the paper, in points, one per config
+    figures: tuple[float, ...] = ()  # that were published, in points, one per config
+    work: str = PAPER  # where they were
 
 
 def groups_of(table: str) -> list[Group]:
-    """The configs of a table of the paper, those with the same detector and backbone together.
+    """The configs of a table, those with the same detector and backbone together.
 
     Args:
         table: One of :data:`TABLES`.
     """
     task = TASK_BY_NAME[_TASKS[table]]
-    found: dict[str, list[tuple[str, float]]] = {}
+    works: dict[str, str] = {}
+    found: dict[str, dict[str, float]] = {}  # for each group the figures by the configs; tables share rows
     for row in printed(task, PAPER_TABLES):
-        if row.table.startswith(f"Table {table.removeprefix('table')}:"):
+        if row.study == table:
             name, path = _config(row)
-            found.setdefault(name, []).append((str(_CONFIGS / path), float(row.metrics[task.metrics[0]])))
-    return [
-        Group(name, tuple(path for path, _ in own), task.name, tuple(figure for _, figure in own))
-        for name, own in found.items()
-    ]
+            works[name] = row.work
+            found.setdefault(name, {})[str(_CONFIGS / path)] = float(row.metrics[task.metrics[0]])
+    return [Group(name, tuple(own), task.name, tuple(own.values()), works[name]) for name, own in found.items()]
 
 
 def _config(row: Printed) -> tuple[str, str]:
     """The group and the config of a row."""
+    if row.config:
+        return (row.study if row.ablation else row.backbone.lower().replace("resnet-", "r")), row.config
     if row.ablation:
         return "ablation_r50", f"imagenet/{_ABLATIONS[row.ablation]}_8xb32_in1k.py"
     depth = row.backbone.replace("ResNet-", "r")
@@ -70,9 +82,9 @@ def _config(row: Printed) -> tuple[str, str]:
 
 
 def beside_paper(group: Group, found: Comparison) -> list[str]:
-    """Say for each config what the paper found, what was measured, and whether the two agree.
+    """Say for each config what was published, what was measured, and whether the two agree.
 
-    They agree if the paper's figure lies where another run of the same training would: the mean of the runs, plus or
+    They agree if the published figure lies where another run of the same training would: the mean of the runs, plus or
     minus t with n - 1 degrees of freedom times their standard deviation times sqrt(1 + 1/n). The images are the same
     for all of them, so that they add no spread.
 
@@ -82,11 +94,16 @@ def beside_paper(group: Group, found: Comparison) -> list[str]:
     """
     if found.task != group.task:
         return []
+    images = TASK_BY_NAME[group.task].images
+    if images is not None and found.images != images:
+        return [
+            f"these are {found.images} images, and {group.work} has results of {images}: they are not put side by side"
+        ]
     metric = found.metrics[0]
     lines = []
     for name, runs, figure in zip(found.variants, found.runs, group.figures, strict=True):
         values = [100 * run.points[metric] for run in runs]
-        text = f"{name}: the paper has {figure:.1f} {found.label(metric)}, measured {statistics.mean(values):.1f}"
+        text = f"{name}: {group.work} has {figure:.1f} {found.label(metric)}, measured {statistics.mean(values):.1f}"
         low, high = another_run(values, found.level)
         if math.isnan(low):
             lines.append(f"{text} in a single run, which does not show how far another would be from it")
@@ -94,7 +111,7 @@ def beside_paper(group: Group, found: Comparison) -> list[str]:
         inside = "inside" if low <= figure <= high else "outside"
         lines.append(
             f"{text} ({len(values)} runs); another run would lie between {low:.1f} and {high:.1f} with "
-            f"{found.level:.0%}: the paper's lies {inside}"
+            f"{found.level:.0%}: {group.work}'s lies {inside}"
         )
     return lines
 

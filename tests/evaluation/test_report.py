@@ -81,6 +81,28 @@ def test_the_page_contains_metrics_significance_speed_and_images(work_dirs: list
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)  # nothing is loaded from a network
 
 
+def test_rows_of_the_senet_article_are_beside_detectors_with_se_as_it_is(tool: Tool, tmp_path: Path) -> None:
+    annotations = write_data(tmp_path, made_up(5))
+    maximum = dict(model__backbone__attention__pool="max")
+    runs = [
+        write_run(tmp_path / name / "seed7", annotations, config(attention), noise=None, **changes)
+        for name, attention, changes in (("none", "", {}), ("se", "se-", {}), ("max", "se-", maximum))
+    ]
+    pages = [tmp_path / "two.html", tmp_path / "max.html"]
+    for page, own in zip(pages, (runs[:2], runs[2:]), strict=True):
+        status, _, errors = tool(TOOL, *own, "--out", page, "--resamples", 20)
+        assert status == 0, errors
+    text = pages[0].read_text()
+    before, _, after = text.partition("SENet (arXiv 1709.01507), Table 7: Faster R-CNN, 2x schedule, box AP")
+    assert "Table 3: object detection, box AP" in before
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", after.partition("</table>")[0])
+    assert cells[:6] == ["Faster R-CNN", "ResNet-50", "none", "1", "30.0 (38.0)", "50.0 (57.9)"]
+    second = cells[cells.index("SE") :]
+    assert second[:4] == ["SE", "1", "30.0 (40.4)", "50.0 (61.0)"]
+    assert set(cells[6:10]) == {"missing (missing)"}  # which the article does not have either
+    assert "Beside the paper" not in pages[1].read_text()
+
+
 def test_unfinished_work_dirs_and_invalid_results_are_named(work_dirs: list[Path], tool: Tool, tmp_path: Path) -> None:
     unfinished = tmp_path / "unfinished"
     shutil.copytree(work_dirs[0], unfinished)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from classifier_dirs import NONE, SA, write_classifier
+from classifier_dirs import NONE, SA, SE, write_classifier
 from made_up_coco import made_up
 from made_up_predictions import DATA, IMAGES, accuracy, as_csv, as_json, as_pickle, table
 from places import CONFIGS, Tool
@@ -155,6 +155,82 @@ def test_an_ablation_stands_beside_its_own_row_of_the_paper(tool: Tool, tmp_path
     row = ["ResNet-50", "SA, 1x1_conv", "1", f"40.0 ({printed['top1']})", f"70.0 ({printed['top5']})"]
     assert page.rows("Table 1: ablations, accuracy")[1:] == [row]
     assert "Table 2" not in page.source
+
+
+@pytest.mark.parametrize(
+    ("backbone", "row", "tables"),
+    [
+        (dict(attention=dict(type="SqueezeExcitation", bias=False, pool="max")), "Max", ("11: squeeze",)),
+        (dict(attention=dict(type="SqueezeExcitation", bias=False, ratio=8)), "r = 8", ("10: ratio",)),
+        (dict(attention=dict(type="SqueezeExcitation", bias=False, gate="tanh")), "Tanh", ("12: excitation",)),
+        (
+            dict(
+                attention=dict(type="SqueezeExcitation", bias=False), stage_with_attention=[False, True, False, False]
+            ),
+            "SE Stage 3",
+            ("13: stages",),
+        ),
+        (
+            dict(attention=[None, dict(type="SqueezeExcitation", bias=False), None, None]),
+            "SE Stage 3",
+            ("13: stages",),
+        ),
+        (dict(attention=dict(type="SqueezeExcitation", bias=False), placement="pre"), "SE-PRE", ("14: placement",)),
+        (
+            dict(attention=dict(type="SqueezeExcitation", bias=False)),
+            "SE",
+            (
+                "10: ratio",
+                "11: squeeze",
+                "16: squeeze",
+                "12: excitation",
+                "13: stages",
+                "14: placement",
+                "15: placement",
+            ),
+        ),
+        # What the article has not.
+        (dict(attention=dict(type="SqueezeExcitation", bias=False, ratio=8, pool="max")), "", ()),
+        (dict(attention=dict(type="SqueezeExcitation", pool="max")), "", ()),
+        (
+            dict(
+                type="WithAttention",
+                module="mmdet.ResNet",
+                attention={"layer*": dict(type="SqueezeExcitation", bias=False)},
+            ),
+            "",
+            (),
+        ),
+    ],
+)
+def test_an_ablation_of_senet_stands_beside_its_own_rows(
+    backbone: dict[str, Any], row: str, tables: tuple[str, ...], tool: Tool, tmp_path: Path
+) -> None:
+    whole = {**dict(type="mmdet.AttentionResNet", depth=50), **backbone}
+    folder = write_classifier(tmp_path / "se" / "seed0", whole, strength=None)
+    page = report(tool, [folder])
+    assert re.findall(r"Table (\d+: \w+), accuracy", page.source) == list(tables)
+    assert "Table 2: classification" not in page.source  # there SE has biases
+    for name in tables:
+        [found] = page.rows(rf"SENet \(arXiv 1709.01507\), Table {name}, accuracy")[1:]
+        attention, _, own_row = found[1].partition(", ")
+        assert attention == "SE"
+        assert len(tables) > 1 or own_row == row
+        line = paper("senet_imagenet.csv", table=name.split(":")[0], row=own_row)
+        errors = (float(line[f"{name}_error"]) for name in ("top1", "top5"))
+        assert found[2:] == [
+            "1",
+            *(f"{own} ({100 - error:.2f})" for own, error in zip(("40.0", "70.0"), errors, strict=True)),
+        ]
+
+
+def test_se_with_biases_is_in_the_tables_of_networks(tool: Tool, tmp_path: Path) -> None:
+    page = report(tool, [write_classifier(tmp_path / "se" / "seed0", SE, strength=None)])
+    assert page.rows("Table 2: classification, accuracy")[1][1] == "SE"
+    assert page.rows(r"SENet \(arXiv 1709.01507\), Table 2: networks, accuracy")[1:] == [
+        ["ResNet-50", "SE", "1", "40.0 (76.71)", "70.0 (93.38)"]
+    ]
+    assert page.source.count("SENet (arXiv") == 1
 
 
 def test_all_images_of_imagenet_stand_beside_the_paper(tool: Tool, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import importlib.util
 from places import CONFIGS, REPOSITORY
 
 RUNNABLE = sorted(path for path in CONFIGS.glob("*/*.py") if not path.parent.name.startswith("_"))
-DETECTORS = [path for path in RUNNABLE if path.parent.name != "imagenet"]
-CLASSIFIERS = [path for path in RUNNABLE if path.parent.name == "imagenet"]
+CLASSIFIERS = [path for path in RUNNABLE if path.parent.name in ("imagenet", "senet")]
+DETECTORS = [path for path in RUNNABLE if path not in CLASSIFIERS]
 COCO = [path for path in DETECTORS if path.parent.name != "demo"]
 
 spec = importlib.util.spec_from_file_location("make_tables", REPOSITORY / "tools" / "misc" / "make_tables.py")

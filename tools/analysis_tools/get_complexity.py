@@ -71,7 +71,7 @@ def main() -> None:
         "--convention",
         choices=CONVENTIONS,
         default="mmengine",
-        help="count as MMEngine does, or as the SA-Net paper did (default: %(default)s)",
+        help="count as MMEngine does, or as the papers of SA-Net or SENet did (default: %(default)s)",
     )
     arguments = parser.parse_args()
     shape = None

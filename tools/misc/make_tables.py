@@ -84,11 +84,27 @@ def classification_table(folder: Path) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def senet_table(folder: Path) -> str:
+    """One line per row of the SENet article's tables with its config, and one with ours if the metafile has any."""
+    results = {model["Name"]: model.get("Results", []) for model in load(folder / "metafile.yml")["Models"]}
+    header = ["table", "row", "config", "results", "Param. (M)", "GFLOPs", "top-1 error", "top-5 error"]
+    lines = [header, ["---"] * len(header)]
+    for row in paper_rows("senet_imagenet.csv"):
+        path = CONFIGS / f"{row['config']}.py"
+        link = path.name if path.parent == folder else f"../{row['config']}.py"
+        name = [f"{row['table']}, {row['study']}", row["row"], f"[{path.stem}]({link})"]
+        lines.append([*name, "article", *(row[key] for key in ("params_m", "gflops", "top1_error", "top5_error"))])
+        for result in results.get(path.stem, []):
+            errors = (100 - result["Metrics"][f"Top {k} Accuracy"] for k in (1, 5))
+            lines.append([*name, "ours", "", "", *(f"{error:.2f}" for error in errors)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def updated(folder: Path) -> str:
     """The text of a config folder's README, with a new table."""
     before, _, rest = (folder / "README.md").read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    new = classification_table(folder) if folder.name == "imagenet" else table(folder)
+    new = dict(imagenet=classification_table, senet=senet_table).get(folder.name, table)(folder)
     return f"{before}{BEGIN}\n{new}\n{END}{after}"
 
 
