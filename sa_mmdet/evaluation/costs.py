@@ -87,18 +87,19 @@ def _cost(run: Run, shape: tuple[int, int] | None) -> Cost:
     return Cost(found.trainable / 1e6, found.total / 1e9, shape)
 
 
-def count(cfg: Config, shape: tuple[int, int] | None) -> Complexity:
-    """Count a config's parameters and multiply-adds by the paper's rules; of a classifier without MMPretrain, too.
+def count(cfg: Config, shape: tuple[int, int] | None, convention: str = "paper") -> Complexity:
+    """Count a config's parameters and multiply-adds; of a classifier without MMPretrain, too.
 
     Args:
-        cfg: The config of a detector or classifier.
+        cfg: The config of a detector, backbone or classifier.
         shape: Height and width of the image in pixels; the paper's if None.
+        convention: As :func:`sa_mmdet.analysis.analyze` takes it.
 
     Raises:
         ValueError: The model cannot be built or counted.
     """
     model, classes = _counted(cfg)
-    return analyze(model, shape, "paper", classes)
+    return analyze(model, shape, convention, classes)
 
 
 def _counted(cfg: Config) -> tuple[Any, int]:

@@ -188,7 +188,7 @@ def kind_of(cfg: Config) -> Kind:
     Args:
         cfg: A config with a model.
     """
-    return CLASSIFIER if str(cfg.model.type).rpartition(".")[2].endswith("Classifier") else DETECTOR
+    return CLASSIFIER if str(cfg.model.get("type")).rpartition(".")[2].endswith("Classifier") else DETECTOR
 
 
 def tested_data(cfg: Config) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The cost columns of the SENet article's tables, from the configs of their rows."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,11 @@ def test_a_convolution_with_attention_is_counted(convention: str) -> None:
 
 
 def test_the_tool_counts_so(tool: Tool, tmp_path: Path) -> None:
-    config = tmp_path / "resnet.py"
-    config.write_text('model = dict(type="mmdet.ResNet", depth=101, style="caffe")\n')
-    arguments = ("analysis_tools/get_complexity.py", config, "--convention", "senet", "--format", "csv")
-    header, line = (text.split(",") for text in tool(*arguments)[1].splitlines())
-    assert f"{float(dict(zip(header, line, strict=True))['total_g']):.2f}" == "7.58"
+    backbone, classifier = tmp_path / "backbone.py", tmp_path / "classifier.py"
+    resnet = 'dict(type="mmdet.ResNet", depth=101, style="caffe")'
+    backbone.write_text(f"model = {resnet}\n")
+    classifier.write_text(f'model = dict(type="ImageClassifier", backbone={resnet}, head=dict(num_classes=10))\n')
+    arguments = ("analysis_tools/get_complexity.py", backbone, classifier, "--convention", "senet", "--format", "csv")
+    whole, small = csv.DictReader(tool(*arguments)[1].splitlines())
+    assert f"{float(whole['total_g']):.2f}" == "7.58"
+    assert float(whole["params_m"]) - float(small["params_m"]) == pytest.approx(990 * 2049 / 1e6)

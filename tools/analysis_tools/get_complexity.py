@@ -10,8 +10,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from sa_mmdet.analysis import Complexity, analyze
+from sa_mmdet.analysis import Complexity
 from sa_mmdet.analysis.complexity import CONVENTIONS
+from sa_mmdet.evaluation.costs import count
 
 COLUMNS = [
     "config",
@@ -57,7 +58,9 @@ def write(rows: list[dict[str, Any]], style: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="configs whose model is a detector or a backbone")
+    parser.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="configs whose model is a detector, a classifier or a backbone"
+    )
     parser.add_argument(
         "--shape",
         nargs="+",
@@ -86,8 +89,8 @@ def main() -> None:
             if "model" not in config:
                 raise ValueError("has no model")
             init_default_scope(config.get("default_scope", "mmdet"))
-            rows.append(row(path, analyze(config.model, shape, arguments.convention)))
-        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+            rows.append(row(path, count(config, shape, arguments.convention)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
             parser.error(f"{path}: {error}")
     write(rows, arguments.format)
 
