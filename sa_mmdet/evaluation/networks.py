@@ -41,12 +41,15 @@ def ablated(backbone: Mapping[str, Any]) -> dict[str, object]:
         backbone: Its config.
 
     Returns:
-        Options of the attention layers, and 'placement', 'stages' and 'places' where they are not the usual ones.
+        Options of the attention layers, or 'layers' where these differ; and 'placement', 'stages' and 'places' where
+        they are not the usual ones.
     """
     found: dict[str, object] = {}
     inserted = {**_mapping(backbone.get("attention")), **_mapping(backbone.get("replace"))}
+    layers: list[Any] = list(inserted.values())
+    stages: list[bool] = []
     if "module" in backbone:
-        layers, stages, found["places"] = list(inserted.values()), [], tuple(inserted)
+        found["places"] = tuple(inserted)
     else:
         layers = _listed(backbone.get("attention"))
         flags = _listed(backbone.get("stage_with_attention")) or [True] * len(layers)
@@ -54,8 +57,12 @@ def ablated(backbone: Mapping[str, Any]) -> dict[str, object]:
         if len(layers) > 1:
             stages = [flag and layer is not None for flag, layer in zip(stages, layers, strict=False)]
     plugins = [_mapping(plugin).get("cfg") for plugin in _listed(backbone.get("plugins"))]
-    for layer in (*layers, *plugins, backbone.get("stage_attention")):
-        found |= dict(_changed(_mapping(layer)))
+    every = [layer for layer in (*layers, *plugins, backbone.get("stage_attention")) if isinstance(layer, Mapping)]
+    changed = [dict(_changed(layer)) for layer in every]
+    if any(one != changed[0] for one in changed):
+        found["layers"] = changed
+    elif changed:
+        found |= changed[0]
     if not all(stages):
         found["stages"] = tuple(stages)
     if backbone.get("placement", "standard") != "standard":

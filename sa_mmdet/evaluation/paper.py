@@ -78,7 +78,8 @@ def printed(task: Task, folder: Path) -> list[Printed]:
             if "config" in line:
                 found.append(_of_senet(source, line, folder.parent))
                 continue
-            ablation, changes = "", {}
+            ablation = ""
+            changes: Mapping[str, object] = {}
             if "method" in line:  # of classifiers
                 ablation = line["method"] if line["method"] in _ABLATIONS else ""
                 key = _CLASSIFIER, line.get("backbone", "ResNet-50"), _METHODS.get(line["method"], "SA")

@@ -190,6 +190,7 @@ def test_an_ablation_stands_beside_its_own_row_of_the_paper(tool: Tool, tmp_path
             ),
         ),
         # What the article has not.
+        (dict(attention=[dict(type="SqueezeExcitation", bias=False, ratio=2**n) for n in (1, 2, 3, 4)]), "", ()),
         (dict(attention=dict(type="SqueezeExcitation", bias=False, ratio=8, pool="max")), "", ()),
         (dict(attention=dict(type="SqueezeExcitation", pool="max")), "", ()),
         (
