@@ -8,94 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_coco import detections, made_up
+from made_up_coco import made_up
 from mmengine.config import Config
 from places import CONFIGS, DEMO, Tool
+from study_runs import Runs
 
-from sa_mmdet.evaluation.evaluators import effective_config
 from sa_mmdet.studies import launching
 
 TOOL = "analysis_tools/run_comparison.py"
 BCCD = CONFIGS / "demo" / "faster-rcnn_r18_fpn_bccd.py"
-
-
-def perfect(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """The objects themselves as detections, without those of crowds."""
-    keys = ("image_id", "category_id", "bbox")
-    return [{key: one[key] for key in keys} | dict(score=0.9) for one in truth["annotations"] if not one["iscrowd"]]
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Callable[[str], list[Path]]:
-    """Makes two configs that consist of their evaluators; ``metric`` is one of them."""
-
-    def make(evaluators: str) -> list[Path]:
-        found = [tmp_path / "plain.py", tmp_path / "sa-plain.py"]
-        metric = f"metric = dict(type='CocoMetric', ann_file={str(tmp_path / 'annotations' / 'instances_val.json')!r})"
-        for path in found:
-            path.write_text(f"{metric}\ntest_evaluator = {evaluators}\n")
-        return found
-
-    return make
-
-
-def record(cfg: Config, start: Path) -> None:
-    """The config and the log of a training's start, as MMEngine writes them."""
-    (start / "vis_data").mkdir(parents=True, exist_ok=True)
-    cfg.dump(start / "vis_data" / "config.py")
-    (start / "vis_data" / "scalars.json").write_text('{"loss": 1.0, "step": 1}')
-
-
-class Runs:
-    """Replaces training and test, and records their calls."""
-
-    def __init__(self, truth: dict[str, Any]):
-        self.truth = truth
-        self.calls: list[tuple[str, str, str]] = []
-        self.fails_at: tuple[str, str, str] | None = None
-        self.evaluator = "test_evaluator"
-        self.noisy = True
-
-    def __call__(self, command: list[str], log: Path, variables: Any, descriptors: Any) -> int:
-        with log.open("a") as file:
-            file.write("Epoch(train)  [1][ 5/26]  lr: 1e-3  eta: 0:01:18  time: 1.0\n")
-        tool, config = Path(command[1]).stem, Path(command[2]).stem
-        folder = Path(command[command.index("--work-dir") + 1])
-        run = folder if tool == "train" else folder.parent
-        self.calls.append((tool, config, run.name))
-        if self.calls[-1] == self.fails_at:
-            with log.open("a") as file:
-                file.write("RuntimeError: no more memory\n")
-            return 1
-        folder.mkdir(parents=True, exist_ok=True)
-        if tool == "train":
-            assert "--resume" in command
-            assert f"randomness.seed={run.name.removeprefix('seed')}" in command
-            (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
-            options = command[command.index("--cfg-options") + 1 :]
-            record(effective_config(command[2], options), folder / "20260101_000000")
-        else:
-            [prefix] = [o.partition("=")[2] for o in command if o.startswith(f"{self.evaluator}.outfile_prefix=")]
-            (folder / "1" / "vis_data").mkdir(parents=True)
-            tested = [o.partition("=")[2] for o in command if o.startswith("test_evaluator.ann_file=")]
-            recorded = dict(test_evaluator=dict(type="CocoMetric", ann_file=tested[0])) if tested else {}
-            Config(recorded).dump(folder / "1" / "vis_data" / "config.py")
-            noise = 0.03 if "sa-" in config else 0.1
-            found = detections(self.truth, noise, seed=int(run.name[-1])) if self.noisy else perfect(self.truth)
-            boxes = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in found]
-            Path(f"{prefix}.bbox.json").write_text(json.dumps(boxes))
-        return 0
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    truth = made_up(60)
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(truth))
-    monkeypatch.setenv("BCCD_ROOT", str(tmp_path))
-    found = Runs(truth)
-    monkeypatch.setattr(launching, "run", found)
-    return found
 
 
 def test_it_continues_where_it_was_stopped_and_compares(
