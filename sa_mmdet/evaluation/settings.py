@@ -12,6 +12,8 @@ Differences = dict[str, tuple[Any, Any]]  # for each key, such as 'train_cfg.max
 
 TRAINING = (
     "model",
+    "data_preprocessor",
+    "sync_bn",
     "train_dataloader",
     "train_cfg",
     "optim_wrapper",
@@ -23,7 +25,8 @@ TRAINING = (
     "test_cfg",
     "test_evaluator",
 )
-TEST = ("model", "test_dataloader", "test_cfg", "test_evaluator")  # train.py and test.py load different checkpoints
+# train.py and test.py load different checkpoints.
+TEST = ("model", "data_preprocessor", "test_dataloader", "test_cfg", "test_evaluator")
 ABSENT = "not set"
 _LONGEST = 60  # characters of a value in a sentence
 # What does not change the result, or where it is written.

@@ -13,12 +13,12 @@ from .launching import Terminated, passing_on_termination
 from .paper import Group
 from .plan import check_disk, plan
 from .run_queue import work
-from .screens import Lines
+from .screens import Lines, say
 from .slurm import submit
 from .status import status
 from .study import Study, make_study, total_batch
 from .training import Training
-from .trainings import check_settings
+from .trainings import check_finished, check_settings, results_prefix
 
 _TOOL = Path(__file__).resolve().parents[1] / ".mim" / "tools" / "analysis_tools" / "run_comparison.py"
 
@@ -68,7 +68,7 @@ def compare_configs(
         config, seed = _numbered(groups, seeds, number)
         groups, seeds = [Group("", (config,))], [seed]
     made = make_study(groups, seeds, options.work_dir, options.cfg_options, options.processes, options.scale_lr)
-    judge = Judge(made, options.resamples, options.level, options.difference, options.command, print)
+    judge = Judge(made, options.resamples, options.level, options.difference, options.command, say)
     if number is None:
         judge.check()
     if action == "status":
@@ -109,17 +109,21 @@ def _check(runs: Sequence[Training], options: Options, here: bool, alone: bool) 
         )
     for run in runs:
         check_settings(run)
+        if run.evaluator:
+            results_prefix(run)
     waiting = [run for run in runs if not run.is_finished]
     if not alone:
         check_data({run.config: run.cfg for run in waiting}.values())
         check_disk(waiting, options.jobs or 1, options.work_dir, options.keep_checkpoints)
-    _tell_of_learning_rate(waiting, options.scale_lr)
+    _tell_of_learning_rate(waiting)
 
 
-def _tell_of_learning_rate(runs: Sequence[Training], scaled: bool) -> None:
+def _tell_of_learning_rate(runs: Sequence[Training]) -> None:
     """Say how the learning rate was fitted to the batch, or that it does not fit."""
-    batches = {found for run in runs if (found := total_batch(run)) is not None}
-    for images, base in sorted(batches):
+    batches = {
+        (*found, bool(run.cfg.auto_scale_lr.get("enable"))) for run in runs if (found := total_batch(run)) is not None
+    }
+    for images, base, scaled in sorted(batches):
         if images != base and scaled:
             print(f"{images} images per step: learning rates are multiplied by {images}/{base} (auto_scale_lr)")
         elif images != base:
@@ -135,17 +139,26 @@ def _train(runs: Sequence[Training], options: Options, wait: bool) -> list[str]:
 
 
 def _judge(made: Study, judge: Judge, failures: Sequence[str]) -> None:
-    """Judge those groups of which all runs are finished, and name the others."""
-    unfinished = []
+    """Judge those groups of which all runs are finished, and name the others; one that cannot be judged stops none."""
+    unfinished, unjudged = [], []
     for group in made.groups:
-        missing = [run.name for own in made.of(group).values() for run in own if not run.is_finished]
+        runs = [run for own in made.of(group).values() for run in own]
+        missing = [run.name for run in runs if not run.is_finished]
         unfinished += missing
-        if not missing:
+        if missing:
+            continue
+        try:
+            for run in runs:
+                check_finished(run)
             for path in (*judge.judge(group), *judge.report(group)):
-                print(path)
+                say(path)
+        except (OSError, ValueError) as error:
+            unjudged.append(str(error))
     if failures:
-        raise ValueError(f"{len(failures)} of {len(made.runs)} runs failed:\n" + "\n".join(failures))
-    if unfinished:
-        raise ValueError(
+        unjudged.append(f"{len(failures)} of {len(made.runs)} runs failed:\n" + "\n".join(failures))
+    elif unfinished:
+        unjudged.append(
             f"{len(unfinished)} of {len(made.runs)} runs are not finished, and not judged: {listed(unfinished)}"
         )
+    if unjudged:
+        raise ValueError("\n".join(dict.fromkeys(unjudged)))

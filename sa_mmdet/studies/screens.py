@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -11,6 +12,12 @@ from .status import clock
 from .training import Training
 
 _EVERY = 2.0  # seconds
+
+
+def say(text: object) -> None:
+    """Print a line, if anybody reads it still: a study does not end with the pipe or the disk that its lines go to."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 class Lines:
@@ -41,7 +48,7 @@ class Lines:
         if sys.stdout.isatty():
             self._console.print(text)
         else:
-            print(text, flush=True)
+            say(text)
 
     def begins(self, run: Training) -> None:
         """Show the run's bar."""

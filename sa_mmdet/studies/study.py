@@ -1,6 +1,6 @@
 """A study: which configs with which seeds are trained, and which of them are compared."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def make_study(
         if len(files) > 1:
             raise ValueError(f"the configs are tested on different annotations ({', '.join(files)}): use one file")
         configs |= found
+    _check_out_dirs({config: cfg for config, (cfg, _, _) in configs.items()})
     if any(not evaluator for _, evaluator, _ in configs.values()):
         classifier_tools()
     runs = [
@@ -89,6 +90,20 @@ def _read(config: str, options: Sequence[str], scale_lr: bool) -> tuple[Config, 
     if _at(cfg, ("model", "type")) is not None and kind_of(cfg) is CLASSIFIER:
         return cfg, "", ""
     return cfg, *annotations_of(config, cfg)
+
+
+def _check_out_dirs(cfgs: Mapping[str, Config]) -> None:
+    """Refuse a folder for the checkpoints of several configs: MMEngine tells them apart by 'seed0' alone in it."""
+    found: dict[str, str] = {}
+    for config, cfg in cfgs.items():
+        folder = _at(cfg, ("default_hooks", "checkpoint", "out_dir"))
+        if folder is not None and str(folder) in found:
+            raise ValueError(
+                f"{config}: default_hooks.checkpoint.out_dir {str(folder)!r}: runs of different configs with one seed "
+                f"would share a folder in it, as those of {found[str(folder)]}: leave it out, and let --work-dir name "
+                "a disk with space"
+            )
+        found[str(folder)] = config
 
 
 def _at(cfg: Any, keys: Iterable[str]) -> Any:

@@ -1,12 +1,16 @@
 """Training and testing one run, each in processes of its own, continued where it was stopped."""
 
+import argparse
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmengine.config import DictAction
+
 from sa_mmdet.evaluation.evaluators import coco_evaluator
 from sa_mmdet.evaluation.runs import read_recorded_config
-from sa_mmdet.evaluation.settings import Differences, differences, told
+from sa_mmdet.evaluation.settings import TEST, Differences, differences, told
 from sa_mmdet.evaluation.test_sets import is_same_test_set
 from sa_mmdet.messages import short
 from sa_mmdet.untrusted import RefusedFileError
@@ -43,7 +47,7 @@ def train_and_test(
     check_settings(training)
     if training.is_finished:
         _take_results(training)
-        _check_annotations(training)
+        check_finished(training)
         return False
     run = _Tools(training, variables, descriptors)
     training.note(processes=training.processes)
@@ -53,13 +57,16 @@ def train_and_test(
     last = folder / _LAST
     if not last.is_file():
         raise ValueError(f"{folder}: the training left no checkpoint")
+    check_settings(training)  # train.py reads the config anew, which may have been edited since this study began
     # The test writes into another folder, so that a result file in the work directory is always complete.
     if training.evaluator:
-        written = ["--cfg-options", *training.options, f"{training.evaluator}.outfile_prefix={new / 'results'}"]
+        prefix = f"{training.evaluator}.outfile_prefix={results_prefix(training)}"
+        written = ["--cfg-options", *training.options, prefix]
     else:
         options = ["--cfg-options", *training.options] if training.options else []
         written = ["--out", str(new / training.results), *options]
     run("test", training.config, tested_checkpoint(folder), "--work-dir", new, *written)
+    _check_test(training)
     _take_results(training)
     return True
 
@@ -73,6 +80,48 @@ def tested_checkpoint(folder: Path) -> Path:
     recorded = Path((folder / _LAST).read_text().strip())
     moved = folder / recorded.name
     return moved if not recorded.is_file() and moved.is_file() else recorded
+
+
+def results_prefix(training: Training) -> str:
+    """Where the test of a detector writes, in a form that --cfg-options keep: they drop spaces, and divide at commas.
+
+    Args:
+        training: The run.
+
+    Raises:
+        ValueError: There is no such form.
+    """
+    path = training.folder / "new" / "results"
+    found = next((text for text in (str(path), os.path.relpath(path)) if _carried(text) == text), None)
+    if found is None:
+        raise ValueError(
+            f"{training.folder}: --cfg-options, by which the test is told where to write, cannot hold this path: call "
+            "this in a folder from which the path of --work-dir needs no spaces, commas, quotes or brackets"
+        )
+    return found
+
+
+def _carried(text: str) -> object:
+    """What comes out of --cfg-options for a value."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="*", action=DictAction)
+    try:
+        return parser.parse_args(["--cfg-options", f"value={text}"]).cfg_options["value"]
+    except AssertionError:  # of brackets without their partners
+        return None
+
+
+def check_finished(training: Training) -> None:
+    """Refuse the results of a run that was trained or tested with other settings.
+
+    Args:
+        training: The run, which is finished.
+
+    Raises:
+        ValueError: The recorded settings are others.
+    """
+    check_settings(training)
+    _check_test(training)
 
 
 def check_settings(training: Training) -> None:
@@ -97,8 +146,10 @@ def check_settings(training: Training) -> None:
 
 def _recorded_differences(training: Training) -> Differences:
     folder = training.folder
+    # MMEngine's runner writes the config beside the checkpoints, too, whatever the visualizer's backends are.
+    beside = [path for path in [folder / Path(training.config).name] if path.suffix == ".py" and path.is_file()]
     recorded = [log.with_name("config.py") for log in sorted(folder.glob("*/vis_data/scalars.json"))]
-    started = [path for path in recorded if path.is_file()] or sorted(folder.glob("*/vis_data/config.py"))
+    started = [path for path in recorded if path.is_file()] or sorted(folder.glob("*/vis_data/config.py")) or beside
     try:
         before = read_recorded_config(started[-1])
     except (IndexError, RefusedFileError):  # it has not begun, or a kill left a part of the config
@@ -110,19 +161,27 @@ def _recorded_differences(training: Training) -> Differences:
     return found
 
 
-def _check_annotations(training: Training) -> None:
-    """Refuse the results of a run that was finished with other options; MMEngine recorded those of its test."""
+def _check_test(training: Training) -> None:
+    """Refuse the results of a test with other settings; MMEngine recorded them."""
     folder, annotations = training.folder, training.annotations
     for config in sorted(folder.glob("new/*/vis_data/config.py"))[-1:]:
         try:
-            found = coco_evaluator(read_recorded_config(config))
+            recorded = read_recorded_config(config)
         except ValueError:
             return
+        found = coco_evaluator(recorded)
         tested = str(found[1]["ann_file"]) if found else annotations
         if not _is_same(tested, annotations):
             raise ValueError(
                 f"{folder}: was finished and tested on {tested}, but is to be tested on {annotations}: name another "
                 "--work-dir, or remove this one"
+            )
+        parts = [part for part in TEST if part in recorded and part != "test_evaluator"]
+        others = differences(recorded, training.cfg, parts) if training.evaluator else {}
+        if others:
+            raise ValueError(
+                f"{folder}: was tested with other settings (then, now): {told(others)}: give the old ones, or remove "
+                f"{training.results} there and in {config.parents[2]} to have it tested anew"
             )
 
 
