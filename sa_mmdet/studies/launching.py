@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from sa_mmdet.engine.termination import EXIT_STATUS
+
 DETECTOR_TOOLS = Path(__file__).resolve().parents[1] / ".mim" / "tools"
 _running: set["subprocess.Popen[bytes]"] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()  # a handler of a signal may interrupt another one
+_ending = threading.Event()  # nothing begins any more
 
 
 class Terminated(BaseException):
@@ -90,13 +93,14 @@ def run(arguments: Sequence[str], log: Path, variables: Mapping[str, str] | None
         descriptors: File descriptors that it keeps open.
 
     Returns:
-        Its exit status.
+        Its exit status; that of SIGTERM if this process was told to end before it began.
     """
-    with log.open("ab") as file:
+    with log.open("ab") as file, _lock:
+        if _ending.is_set():
+            return EXIT_STATUS
         process = subprocess.Popen(
             arguments, stdout=file, stderr=subprocess.STDOUT, env=variables, pass_fds=tuple(descriptors)
         )
-    with _lock:
         _running.add(process)
     try:
         return process.wait()
@@ -110,12 +114,16 @@ def passing_on_termination() -> Iterator[None]:
     """Pass SIGTERM on to all trainings, which then save where they are, and raise :class:`Terminated` here."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in list(_running):
-            process.send_signal(signal.SIGTERM)
+        _ending.set()
+        with _lock:
+            for process in list(_running):
+                process.send_signal(signal.SIGTERM)
         raise Terminated
 
+    _ending.clear()
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _ending.clear()

@@ -89,9 +89,14 @@ def check_disk(runs: Sequence[Training], jobs: int, work_dir: Path, keep: str) -
 
 
 def _needed(runs: Sequence[Training], estimates: Sequence[Estimate], jobs: int) -> float:
-    """The bytes that the runs that are not finished will write."""
-    waiting = [one for run, one in zip(runs, estimates, strict=True) if not run.is_finished]
-    return sum(one.kept for one in waiting) + sum(sorted((one.while_trained for one in waiting), reverse=True)[:jobs])
+    """The bytes that the runs that are not finished will still write."""
+    kept, further = 0.0, []
+    for run, one in zip(runs, estimates, strict=True):
+        if not run.is_finished:
+            written = sum(path.stat().st_size for path in run.folder.glob("*.pth"))
+            kept += max(0.0, one.kept - written)
+            further.append(max(0.0, one.while_trained - max(0.0, written - one.kept)))
+    return kept + sum(sorted(further, reverse=True)[:jobs])
 
 
 def _estimate(run: Training, gpus: int, keep: str) -> Estimate:

@@ -12,7 +12,6 @@ from sa_mmdet.messages import one_line
 
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
-#SBATCH --output={logs}
 #SBATCH --open-mode=append
 #SBATCH --requeue
 # A task that is requeued goes on where it stopped: slurm sends SIGTERM first, at which a training saves where it is.
@@ -59,17 +58,21 @@ def submit(
     logs = folder.resolve() / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(tool.resolve()), *arguments]
-    training = _script(logs / "train.sh", logs / "train-%a.log", [*command, "--run", "$SLURM_ARRAY_TASK_ID"])
+    training = _script(logs / "train.sh", command, ' --run "$SLURM_ARRAY_TASK_ID"')
     limit = "" if jobs is None else f"%{jobs}"
-    array = _sbatch([*own, *gpus, f"--array=1-{runs}{limit}", str(training)])
-    judging = _script(logs / "judge.sh", logs / "judge.log", [*command, "--judge"])
-    last = _sbatch([*own, f"--dependency=afterany:{array}", str(judging)])
+    array = _sbatch([_log(logs / "train-%a.log"), *own, *gpus, f"--array=1-{runs}{limit}", str(training)])
+    judging = _script(logs / "judge.sh", command, " --judge")
+    last = _sbatch([_log(logs / "judge.log"), *own, f"--dependency=afterany:{array}", str(judging)])
     return f"submitted {runs} runs as job {array}, and their comparison as job {last}; --status tells how far they are"
 
 
-def _script(path: Path, log: Path, command: Sequence[str]) -> Path:
-    quoted = " ".join(word if word.startswith("$SLURM_") else shlex.quote(word) for word in command)
-    atomic_write_text(path, _SCRIPT.format(name=f"sa_mmdet-{path.stem}", logs=log, command=quoted))
+def _log(path: Path) -> str:
+    """The option for a log: in a script, slurm would divide a path at its spaces."""
+    return f"--output={str(path.parent).replace('%', '%%')}/{path.name}"
+
+
+def _script(path: Path, command: Sequence[str], task: str) -> Path:
+    atomic_write_text(path, _SCRIPT.format(name=f"sa_mmdet-{path.stem}", command=shlex.join(command) + task))
     return path
 
 
