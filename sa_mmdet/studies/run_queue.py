@@ -22,6 +22,7 @@ from .trainings import train_and_test
 _ASK_AGAIN = 5.0  # seconds until a run that another process has is looked at again
 _LOOKED_AT = 1.0  # seconds within which those let go of it that only look whether it is running
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system without them
+_READ_ONLY = (errno.EROFS, errno.EACCES)
 
 
 class Screen(Protocol):
@@ -52,7 +53,12 @@ def taken(folder: Path, patience: float = 0.0) -> Iterator[int | None]:
         The lock's descriptor, or None while another process has the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:  # whoever may only read can still see whether it is taken
+        if error.errno not in _READ_ONLY:
+            raise
+        descriptor = os.open(folder / "lock", os.O_RDONLY)
     try:
         yield descriptor if _locked(descriptor, time.monotonic() + patience) else None
     finally:
@@ -74,6 +80,21 @@ def _locked(descriptor: int, until: float) -> bool:
             return True
         else:
             return True
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether commands that share a folder see each other's locks.
+
+    Args:
+        folder: A run's work directory, which is made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _NO_LOCKS
+    return True
 
 
 def work(
@@ -104,22 +125,32 @@ def work(
 
     def serve(worker: int) -> None:
         while (run := next_run()) is not None:
-            with taken(run.folder, _LOOKED_AT) as descriptor:
-                if descriptor is None:
-                    with lock:
-                        if wait:
-                            waiting.append(run)
-                        again = run in told
-                        told.add(run)
-                    if not again:
-                        screen.say(f"{run.name}: another process has it")
-                else:
-                    variables = environment(worker, jobs, run.processes, gpus)
-                    failures.extend(_one(run, variables, descriptor, screen, keep))
-                    continue
+            try:
+                with taken(run.folder, _LOOKED_AT) as descriptor:
+                    if descriptor is not None:
+                        variables = environment(worker, jobs, run.processes, gpus)
+                        failures.extend(_one(run, variables, descriptor, screen, keep))
+                        continue
+            except OSError as error:  # of this run's folder, such as a file in its place
+                screen.say(f"{run.name}: failed: {error}")
+                failures.append(f"{run.name}: {error}")
+                continue
+            with lock:
+                if wait:
+                    waiting.append(run)
+                again = run in told
+                told.add(run)
             if again:
                 time.sleep(_ASK_AGAIN)
+            else:
+                screen.say(f"{run.name}: another process has it")
 
+    with suppress(OSError):  # which the run's own attempt will name
+        if not has_locks(runs[0].folder):
+            screen.say(
+                f"{runs[0].folder}: this disk has no locks, so that commands which share it do not see each other: "
+                "call this once at a time"
+            )
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for done in [pool.submit(serve, worker) for worker in range(jobs)]:
@@ -136,17 +167,17 @@ def _one(run: Training, variables: dict[str, str], descriptor: int, screen: Scre
     began, failed = time.monotonic(), run.folder / FAILED
     if not run.is_finished:
         screen.say(f"{run.name}: begins (log: {run.folder / LOGS['train']})")
-    failed.unlink(missing_ok=True)
     screen.begins(run)
     try:
+        failed.unlink(missing_ok=True)
         done = train_and_test(run, variables, (descriptor,))
         remove_checkpoints(run.folder, keep)
         seconds = time.monotonic() - began
         if done:
-            run.note(seconds=seconds + float(run.facts().get("seconds", 0)))
+            run.note(seconds=seconds + run.seconds)
     except (OSError, ValueError) as error:
         with suppress(OSError):  # of a full disk
-            run.note(seconds=time.monotonic() - began + float(run.facts().get("seconds", 0)))
+            run.note(seconds=time.monotonic() - began + run.seconds)
             atomic_write_text(failed, f"{error}\n")
         screen.say(f"{run.name}: failed: {error}")
         return [str(error)]

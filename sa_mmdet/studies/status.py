@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from .run_queue import taken
-from .training import FAILED, Training
+from .training import FAILED, LOGS, Training
 
 _STATES = ("finished", "running", "stopped", "failed", "not begun")
 
@@ -39,7 +39,7 @@ def state_of(run: Training) -> str:
                 return "running"
     if (run.folder / FAILED).is_file():
         return "failed"
-    return "stopped" if run.progress() is not None else "not begun"
+    return "stopped" if (run.folder / LOGS["train"]).is_file() else "not begun"
 
 
 def clock(seconds: float) -> str:
@@ -53,7 +53,7 @@ def _told(run: Training, state: str) -> str:
         seconds = run.facts().get("seconds")
         return state + (f" in {clock(seconds)}" if state == "finished" and isinstance(seconds, float) else "")
     if state == "failed":
-        return f"failed: {(run.folder / FAILED).read_text().strip()}"
+        return f"failed: {' '.join((run.folder / FAILED).read_text(errors='replace').split())}"
     found = run.progress()
     if (run.folder / "new").is_dir():
         return "running: is tested" if state == "running" else "stopped: trained, not tested"

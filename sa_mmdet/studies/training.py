@@ -77,6 +77,12 @@ class Training:
             return {}
         return found if isinstance(found, dict) else {}
 
+    @property
+    def seconds(self) -> float:
+        """How long its starts took together, as far as it was noted."""
+        found = self.facts().get("seconds")
+        return float(found) if isinstance(found, int | float) else 0.0
+
     def note(self, **facts: Any) -> None:
         """Add to what is noted of its starts."""
         atomic_write_text(self.folder / _FACTS, json.dumps(self.facts() | facts))
