@@ -23,6 +23,7 @@ LAYERS = [
     "insertion",
     "backbones",
     "coco_format",
+    "image_folders",
     "engine",
     "deployment",
     "analysis",
