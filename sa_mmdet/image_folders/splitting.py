@@ -47,9 +47,12 @@ def split_folder(folder: str | Path, out: str | Path, ratio: float = 0.8, seed: 
     Raises:
         FileExistsError: ``out`` has other lists.
         FileNotFoundError: There is no such folder.
-        ValueError: The folder has no two classes, a class has a single image, images are empty or broken, or names
-            cannot be written in a list.
+        ValueError: The folder has no two classes, a class has a single image, images are empty or broken, names cannot
+            be written in a list, or ``out`` is below the folder and would be a class.
     """
+    target = os.path.realpath(out)
+    if Path(os.path.realpath(folder)) in Path(target).parents:
+        raise ValueError(f"{out}: is in {folder}, where a folder is a class: name another one with --out")
     found = read_image_folder(folder)
     single = [name for name, images in found.classes.items() if len(images) < 2]
     if single:
@@ -58,7 +61,7 @@ def split_folder(folder: str | Path, out: str | Path, ratio: float = 0.8, seed: 
             "validation"
         )
     # ".." of a link's target is meant, as systems read it.
-    base = Path(os.path.relpath(os.path.realpath(folder), os.path.realpath(out))).as_posix()
+    base = Path(os.path.relpath(os.path.realpath(folder), target)).as_posix()
     within = "" if base == "." else f"{base}/"
     for images in found.classes.values():
         for path in images:

@@ -167,6 +167,7 @@ def test_what_cannot_be_divided_is_named(animals: Path, tool: Tool, tmp_path: Pa
     (animals / "cat" / "loop").unlink()
     (tmp_path / "file").touch()
     assert "File exists" in said("--out", tmp_path / "file")
+    assert "where a folder is a class: name another one" in said("--out", animals / "lists")
     for ratio in ("0", "1", "many"):
         assert "argument --ratio" in said("--ratio", ratio)
 
