@@ -32,6 +32,7 @@ class Accuracy:
     right: NDArray[np.float32]  # N x metrics: 1 where a prediction is right, 0 elsewhere
     classes: list[str]  # the names of the images' classes
     labels: NDArray[np.intp]  # the number of each image's class among them
+    predicted: list[str]  # the class that each image is taken for, which may be no image's
 
     @property
     def images(self) -> int:
@@ -45,6 +46,7 @@ class _Ranked:
 
     path: str | Path
     ranks: NDArray[np.intp]  # for each image the place of its true class among the predictions
+    predicted: list[str]  # for each image the first of the predictions
     most: int  # the largest k for which the first k predictions are known
     identity: str  # of the run
 
@@ -55,6 +57,7 @@ def compare_classifiers(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    names: Sequence[str] = (),
 ) -> Comparison:
     """Compare classifiers on the same images, with intervals over seeds and images, as :func:`.comparison.compare`.
 
@@ -65,6 +68,7 @@ def compare_classifiers(
         resamples: The number of resamples of the images.
         level: The confidence level of the intervals, between 0 and 1.
         seed: The seed of the random draws.
+        names: The names of the classes that the files number from 0, where they are known.
 
     Raises:
         OtherImagesError: The files have different images or classes.
@@ -82,12 +86,19 @@ def compare_classifiers(
     metrics = [metric for metric, k in _K.items() if k == 1 or k <= most]
     classes = sorted(set(labels.values()), key=lambda name: (int(name) if name.isdecimal() else -1, name))
     numbers = {name: number for number, name in enumerate(classes)}
+    named = {str(number): name for number, name in enumerate(names)} if len(set(names)) == len(names) else {}
+    shown = [named.get(name, name) for name in classes]
     own_labels = np.array([numbers[name] for name in labels.values()], np.intp)
     runs = []
     for own in ranked:
         rights = [np.stack([run.ranks < _K[metric] for metric in metrics], 1).astype(np.float32) for run in own]
         means = [dict(zip(metrics, right.mean(0, dtype=float).tolist(), strict=True)) for right in rights]
-        runs.append([Accuracy(*found, classes, own_labels) for found in zip(means, rights, strict=True)])
+        runs.append(
+            [
+                Accuracy(mean, right, shown, own_labels, [named.get(one, one) for one in run.predicted])
+                for mean, right, run in zip(means, rights, own, strict=True)
+            ]
+        )
     samples = _resampled(runs, metrics, resamples, seed) if len(runs) > 1 else []
     return compared(TASK, metrics, [name for name, _ in variants], runs, samples, level, LEAST_IMAGES)
 
@@ -131,14 +142,15 @@ def _ranked(own: Predictions, first: Predictions, labels: dict[str, str]) -> _Ra
     if not own.found:
         raise ValueError(f"{own.path}: has no predictions: give 'scores' or 'ranked'")
     order = np.argsort(np.array(own.images))
-    ranks = own.ranks([labels[image] for image in own.images])[order]
+    true = [labels[image] for image in own.images]
+    ranks, best = own.ranks(true)[order], own.best(true)
     identity = str(Path(own.path).resolve())
     if isinstance(own.found[0], np.ndarray):  # two runs may rank the same, but do not have the same scores
         digest = hashlib.sha256()
         for number in order:
             digest.update(np.asarray(own.found[number], np.float32).tobytes())
         identity = digest.hexdigest()
-    return _Ranked(own.path, ranks, own.most, identity)
+    return _Ranked(own.path, ranks, [best[number] for number in order], own.most, identity)
 
 
 def _check_runs(name: str, runs: Sequence[_Ranked]) -> None:

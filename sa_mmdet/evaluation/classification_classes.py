@@ -4,6 +4,7 @@ Nobody chooses a class before the training, so the p-values are adjusted for all
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from sa_mmdet.messages import printable
 from .classification import LEAST_IMAGES, Accuracy, draw
 from .comparison import Comparison
 from .objects import Floats
+from .runs import Run
 from .tables import Table
 from .verdicts import OPEN, holm, row, variance, word
 
@@ -31,6 +33,23 @@ class ClassComparison:
     means: Floats  # variants x classes: top-1 accuracy, averaged over the runs, 0 to 1
     differences: list[list[Cell]]  # for each variant but the first one per class; without verdict for few images
     level: float  # the confidence level of the intervals
+
+
+def class_names(runs: Sequence[Run]) -> list[str]:
+    """The names of the classes that predictions number, from the runs' configs; none if they do not agree.
+
+    Args:
+        runs: The runs.
+    """
+    found = []
+    for run in runs:
+        data = run.cfg.get("test_dataloader")
+        while isinstance(data, Mapping) and isinstance(data.get("dataset"), Mapping):  # others may wrap it
+            data = data["dataset"]
+        info = data.get("metainfo") if isinstance(data, Mapping) else None
+        names = info.get("classes") if isinstance(info, Mapping) else None
+        found.append([str(name) for name in names] if isinstance(names, list | tuple) else [])
+    return found[0] if found and all(names == found[0] for names in found) else []
 
 
 def compare_classes(found: Comparison, resamples: int = 1000, seed: int = 0) -> ClassComparison:

@@ -10,7 +10,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,13 @@ class Predictions:
         Raises:
             ValueError: One of them is none of the classes that have scores.
         """
-        numbers = {name: number for number, name in enumerate(self.classes or ())}
+        numbers = self._numbers(labels)
         ranks = []
         for image, own, label in zip(self.images, self.found, labels, strict=True):
             if not isinstance(own, np.ndarray):
                 ranks.append(own.index(label) if label in own else _NEVER)
                 continue
-            number = numbers.get(label, int(label) if re.fullmatch(r"\d{1,9}", label) else -1)
+            number = numbers[label]
             if not 0 <= number < len(own):
                 raise ValueError(
                     f"{self.path}: image {short(image)} is of class {short(label)}, which has no score: the classes "
@@ -78,6 +78,21 @@ class Predictions:
                 )
             ranks.append(int((own > own[number]).sum() + (own[:number] == own[number]).sum()))
         return np.array(ranks, np.intp)
+
+    def best(self, labels: Sequence[str]) -> list[str]:
+        """The class that each image is taken for, which has the rank 0, in the spelling of the true classes.
+
+        Args:
+            labels: The true classes.
+        """
+        names = dict(enumerate(self.classes or ())) | {n: label for label, n in self._numbers(labels).items()}
+        found = (int(own.argmax()) if isinstance(own, np.ndarray) else own[0] for own in self.found)
+        return [names.get(one, str(one)) if isinstance(one, int) else one for one in found]
+
+    def _numbers(self, labels: Iterable[str]) -> dict[str, int]:
+        """The place of the score of each true class; -1 for what is neither the name of a class nor a number."""
+        known = {name: number for number, name in enumerate(self.classes or ())}
+        return {label: known.get(label, int(label) if re.fullmatch(r"\d{1,9}", label) else -1) for label in set(labels)}
 
 
 def _described(classes: Sequence[str] | None, count: int) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 from sa_mmdet.messages import one_line
 
 from .classification import OtherImagesError, compare_classifiers
-from .classification_classes import class_table, classes_told_apart, compare_classes
+from .classification_classes import class_names, class_table, classes_told_apart, compare_classes
 from .classification_files import read_predictions
 from .comparison import Comparison
+from .confusion import confusion, matrices, most_confused
 from .cost_charts import cost_charts, points_of
 from .costs import Cost, Time
 from .error_types_comparison import compare_errors
@@ -56,7 +57,7 @@ def part_of(study: Study, task: Task, resamples: int, images: int) -> tuple[dict
         notes about what is missing.
     """
     shown: dict[str, Any] = dict(task=task, judged=False, sentences=[], forest=None)
-    shown |= dict(classes=[], precision=None, errors=[], gallery=[])
+    shown |= dict(classes=[], matrices=[], confused=[], precision=None, errors=[], gallery=[])
     notes: list[str] = []
     found = None
     try:
@@ -130,7 +131,7 @@ def _compared_classifiers(
     if not _has_baseline(study, judged, task, notes):
         return None
     try:
-        found = compare_classifiers(_files(study, judged, task), resamples=resamples)
+        found = compare_classifiers(_files(study, judged, task), resamples=resamples, names=class_names(judged))
     except OtherImagesError:
         raise
     except ValueError:
@@ -139,12 +140,14 @@ def _compared_classifiers(
             raise
         if not _has_baseline(study, readable, task, notes):
             return None
-        found = compare_classifiers(_files(study, readable, task), resamples=resamples)
+        found = compare_classifiers(_files(study, readable, task), resamples=resamples, names=class_names(readable))
     classes = compare_classes(found, resamples)
     about = "Percent; where the fewest images are right."
     if found.differences:
         about = "Percent; where the variants differ most. Verdicts are adjusted for all classes and variants."
     shown.update(classes=[class_table(classes)], about_classes=[about, *classes_told_apart(classes)])
+    confused = confusion(found)
+    shown.update(matrices=matrices(confused), confused=most_confused(confused))
     return found
 
 

@@ -115,6 +115,66 @@ def test_classes_curves_and_runs_are_on_the_page(tool: Tool, tmp_path: Path) -> 
     assert "training loss" in page.source
 
 
+def taken_for(predicted: list[list[int]], true: int, other: int) -> float:
+    """The percentage of a class's images, all of the runs' together, that is taken for a class; counted one by one."""
+    own = [one[i] for one in predicted for i in range(IMAGES) if DATA.labels[i] == true]
+    return 100 * sum(one == other for one in own) / len(own)
+
+
+@pytest.mark.parametrize("write", [as_pickle, as_csv])
+def test_a_matrix_of_each_variant_says_what_images_are_taken_for(
+    write: Callable[[Path, np.ndarray], Path], tool: Tool, tmp_path: Path
+) -> None:
+    names = ["<b>ear", *(f"animal {number}" for number in range(1, 12))]
+    page = report(tool, study(tmp_path, write, test_dataloader__dataset__metainfo=dict(classes=names)))
+    for title, (_, _, strength) in zip(("none", "SA"), STRENGTHS, strict=True):
+        (corner, *columns), *rows = page.rows(f"Confusion of {title}")
+        assert corner == "true class"
+        assert columns == names
+        predicted = [DATA.scores(strength, seed).argmax(1).tolist() for seed in (0, 1)]
+        for true, (name, *cells) in enumerate(rows):
+            assert name == f"{names[true]} ({(true == DATA.labels).sum()})"
+            shares = [taken_for(predicted, true, other) for other in range(12)]
+            assert cells == [f"{share:.1f}" if share else "" for share in shares]
+        assert len(rows) == 12
+    assert "<b>ear" not in page.source
+    assert page.rows("Top1 by class, 10 of 12 classes")[1][0] in names
+
+
+def test_classes_that_no_image_has_are_columns(tool: Tool, tmp_path: Path) -> None:
+    def write(path: Path, scores: np.ndarray) -> Path:
+        found = [["dog", "owl"][int(own[0] > own[1])] for own in scores]
+        return table(path, ["image", "label", "top1"], list(zip(DATA.names, ["dog", "cat"] * 100, found, strict=True)))
+
+    page = report(tool, study(tmp_path, write))
+    header, *rows = page.rows("Confusion of SA")
+    assert header == ["true class", "cat", "dog", "owl"]
+    assert [row[0] for row in rows] == ["cat (100)", "dog (100)"]
+    assert all(sum(float(cell or 0) for cell in row[1:]) == pytest.approx(100, abs=0.11) for row in rows)
+    assert rows[0][1] == ""
+
+
+def test_of_many_classes_the_largest_confusions_are_listed(tool: Tool, tmp_path: Path) -> None:
+    def write(path: Path, scores: np.ndarray) -> Path:
+        """100 images of 25 classes; of 'kind 3' 3 of 4 are taken for 'kind 4', of 'kind 7' one for 'kind 9'."""
+        odd = f"run {scores[0, 1]}"  # two runs with the same file would count as one
+        lines = [[f"{i}.jpg", f"kind {i % 25}", f"kind {i % 25}", odd] for i in range(100)]
+        for i in (3, 28, 53):
+            lines[i][2] = "kind 4"
+        lines[7][2] = "kind 9"
+        if (scores != DATA.scores(1.0, 0)).any():  # in all runs but the first
+            lines[32][2] = "kind 9"
+        return table(path, ["image", "label", "top1", "top2"], lines)
+
+    page = report(tool, study(tmp_path, write))
+    assert "Confusion of" not in page.source
+    assert page.rows("The 2 largest confusions of 25 classes") == [
+        ["class", "taken for", "images", "none", "SA"],
+        ["kind 3", "kind 4", "4", "75.0", "75.0"],
+        ["kind 7", "kind 9", "4", "37.5", "50.0"],
+    ]
+
+
 def test_without_predictions_the_logs_are_shown_beside_the_paper_and_nothing_is_judged(
     tool: Tool, tmp_path: Path
 ) -> None:
