@@ -10,6 +10,7 @@ import mmdet
 from mmengine.config import Config
 
 from sa_mmdet.engine.check_dataset import missing_or_empty
+from sa_mmdet.image_folders import images_of as classified_images
 from sa_mmdet.messages import listed
 from sa_mmdet.untrusted import read_json
 
@@ -20,16 +21,24 @@ _IMAGENET = {"train": 1_281_167, "test": 50_000}
 
 
 def check_data(cfgs: Iterable[Config], phases: Iterable[str] = ("train", "test")) -> None:
-    """Check that the annotations in COCO's format and all images that they name are there.
+    """Check that the annotations in COCO's format, or the lists and folders of classifiers, and all images are there.
 
     Args:
         cfgs: The configs.
         phases: Which of their data sets to look at.
 
     Raises:
-        ValueError: A file is missing or empty; it says how to get COCO, if it is COCO.
+        ValueError: A file is missing or empty; it says how to get COCO, if it is COCO. Or an image has a class that
+            the classifier does not have.
     """
-    phases = tuple(phases)
+    cfgs, phases = tuple(cfgs), tuple(phases)
+    checked = set()
+    for cfg in cfgs:
+        for settings in (one for phase in phases for one in _classified(cfg.get(f"{phase}_dataloader"))):
+            classes = _classes(cfg)
+            if (repr(settings), classes) not in checked:
+                checked.add((repr(settings), classes))
+                _check_classified(settings, classes)
     wanted = dict.fromkeys(
         place for cfg in cfgs for phase in phases for place in _places(cfg.get(f"{phase}_dataloader"))
     )
@@ -46,6 +55,48 @@ def check_data(cfgs: Iterable[Config], phases: Iterable[str] = ("train", "test")
             )
 
 
+def _check_classified(settings: Mapping[str, Any], classes: int | None) -> None:
+    """Check the images of a classifier's data set, and that the classifier has their classes."""
+    found = classified_images(settings)
+    where = os.path.join(str(settings.get("data_root") or ""), str(settings.get("ann_file") or _prefix(settings)))
+    if not found:
+        raise ValueError(f"{where}: has no images: check data_root, ann_file and data_prefix")
+    missing = missing_or_empty([path for path, _ in found])
+    if missing:
+        raise ValueError(
+            f"{where}: {len(missing)} of its {len(found)} images are missing or empty, such as "
+            f"{listed(missing, _SHOWN)}: check data_root and data_prefix"
+        )
+    path, label = max(found, key=lambda one: one[1])
+    if classes is not None and label >= classes:
+        raise ValueError(
+            f"{where}: {path} is of class {label}, but the classifier has the classes 0 to {classes - 1}: set "
+            "model.head.num_classes"
+        )
+
+
+def _classes(cfg: Config) -> int | None:
+    head = (cfg.get("model") or {}).get("head")
+    found = head.get("num_classes") if isinstance(head, Mapping) else None
+    return found if isinstance(found, int) else None
+
+
+def _classified(loader: Any) -> Iterator[Mapping[str, Any]]:
+    """The data sets of MMPretrain's form for images in folders and lists, wrapped or not."""
+    if not isinstance(loader, Mapping):
+        return
+    for inner in (loader.get("dataset"), *(loader.get("datasets") or ())):
+        yield from _classified(inner)
+    is_known = str(loader.get("type")).rpartition(".")[2] == "CustomDataset" and loader.get("with_label", True)
+    if is_known and "://" not in f"{loader.get('data_root')}{loader.get('ann_file')}{_prefix(loader)}":
+        yield loader
+
+
+def _prefix(settings: Mapping[str, Any]) -> str:
+    prefix = settings.get("data_prefix") or ""
+    return str(prefix.get("img_path", "") if isinstance(prefix, Mapping) else prefix)
+
+
 def images_of(cfg: Config, phase: str) -> int | None:
     """The number of images of a config's data sets; None if that is not known.
 
@@ -59,6 +110,12 @@ def images_of(cfg: Config, phase: str) -> int | None:
     kind = (loader.get("dataset") or {}).get("type") if isinstance(loader, Mapping) else None
     if kind == "ImageNet":
         return _IMAGENET[phase]
+    classified = list(_classified(loader))
+    if classified:
+        try:
+            return sum(len(classified_images(one)) for one in classified)
+        except (OSError, ValueError):  # as the check says before the start
+            return None
     files = [place for place, _ in _places(loader)]
     counts = [len(_images(file)) if os.path.isfile(file) else _KNOWN.get(os.path.basename(file)) for file in files]
     known = [count for count in counts if count is not None]

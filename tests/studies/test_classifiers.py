@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -119,4 +120,94 @@ def test_detectors_and_classifiers_are_not_compared(
     status, _, errors = tool(TOOL, *configs, detector, "--work-dir", tmp_path / "work")
     assert status == 1
     assert "detectors" in errors
+    assert not mmpretrain.calls
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes with two images each in train/ and val/; what is in an image is not looked at."""
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "animals" / part / name).mkdir(parents=True)
+            for number in (1, 2):
+                (tmp_path / "animals" / part / name / f"{number}.JPG").write_bytes(b"image")
+    return tmp_path / "animals"
+
+
+def on_images(tmp_path: Path, root: Path, **places: Any) -> list[Path]:
+    """Configs of two classifiers on images in folders or lists."""
+    found = []
+    for name, backbone in (("plain", NONE), ("sa", SA)):
+        changes: dict[str, Any] = {"model__head__num_classes": 2}
+        for phase in ("train", "test"):
+            own = dict(ann_file=f"{phase}.txt", data_prefix="") if not places else places[phase]
+            data = dict(_delete_=True, type="CustomDataset", with_label=True, data_root=str(root), **own)
+            changes[f"{phase}_dataloader__dataset"] = data
+        made = write_classifier(tmp_path / "of_images" / f"{len(list(tmp_path.iterdir()))}{name}", backbone, **changes)
+        found.append(tmp_path / f"{name}.py")
+        found[-1].write_text(next(made.glob("*/vis_data/config.py")).read_text())
+    return found
+
+
+FOLDERS: Any = dict(train=dict(data_prefix="train"), test=dict(data_prefix=dict(img_path="val")))
+
+
+def test_a_study_on_folders_of_images_knows_their_number(
+    mmpretrain: MMPretrain, folder: Path, tool: Tool, tmp_path: Path
+) -> None:
+    arguments = ("--seeds", 0, "--work-dir", tmp_path / "work")
+    status, said, errors = tool(TOOL, *on_images(tmp_path, folder, **FOLDERS), *arguments, "--plan-only")
+    assert status == 0, errors
+    # Two of Table 2's ResNet-50, 4 images each and 100 epochs.
+    rate = float(re.findall(r"epochs / (\S+) per second", said)[0])
+    hours = 2 * 6 * 4.12e9 * 4 * 100 / rate / 3600
+    [left] = [line for line in said.splitlines() if line.startswith("left: ")]
+    assert float(left.split()[1]) == pytest.approx(hours, abs=0.06)
+    status, _, errors = tool(TOOL, *on_images(tmp_path, folder, **FOLDERS), *arguments, "--resamples", 20)
+    assert status == 0, errors
+    assert mmpretrain.calls
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("rm -r val", "val: there is no such folder of images: check data_root and data_prefix"),
+        ("rm -r train/*/*", "train: has no images: check data_root, ann_file and data_prefix"),
+        (": > val/dog/2.JPG", "val: 1 of its 4 images are missing or empty, such as"),
+        ("mkdir train/hen; cp train/cat/1.JPG train/hen/h.png", "is of class 2, but the classifier has the classes 0"),
+        ("ln -s .. train/cat/up", "up: is a link to a folder above it: remove it"),
+    ],
+)
+def test_folders_that_are_wrong_are_named_before_the_first_training(
+    harm: str, message: str, mmpretrain: MMPretrain, folder: Path, tool: Tool, tmp_path: Path
+) -> None:
+    configs = on_images(tmp_path, folder, **FOLDERS)
+    subprocess.run(["sh", "-c", harm], cwd=folder, check=True)
+    status, _, errors = tool(TOOL, *configs, "--seeds", 0, "--work-dir", tmp_path / "work")
+    assert status == 1
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not mmpretrain.calls
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (None, "train.txt: there is no such list of images: check data_root and ann_file"),
+        ("", "train.txt: has no images"),
+        ("train/cat/1.JPG 0\ntrain/cat/9.JPG 0\n", "train.txt: 1 of its 2 images are missing or empty, such as"),
+        ("train/cat/1.JPG 0\ntrain/dog/1.JPG 2\n", "is of class 2, but the classifier has the classes 0 to 1"),
+        ("train/cat/1.JPG\n", "train.txt: line 1 is 'train/cat/1.JPG': give a path, a space and a class's number"),
+        ("train/cat/1.JPG cat\n", "train.txt: line 1 is 'train/cat/1.JPG cat': give a path, a space and a class's"),
+    ],
+)
+def test_lists_that_are_wrong_are_named_before_the_first_training(
+    lines: str | None, message: str, mmpretrain: MMPretrain, folder: Path, tool: Tool, tmp_path: Path
+) -> None:
+    (folder / "test.txt").write_text("val/cat/1.JPG 0\nval/dog/1.JPG 1")
+    if lines is not None:
+        (folder / "train.txt").write_text(lines)
+    status, _, errors = tool(TOOL, *on_images(tmp_path, folder), "--seeds", 0, "--work-dir", tmp_path / "work")
+    assert status == 1
+    assert message in errors
     assert not mmpretrain.calls
