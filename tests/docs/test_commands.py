@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -235,6 +236,14 @@ def test_the_demos_page(shapes: Path, tmp_path: Path) -> None:
     said = Reader(tmp_path).follow(DEMO_PAGE)
     assert said.count("Epoch(val) [1]") == 2  # those of run_comparison are in its runs' logs
     assert said.count("not told apart") == 2
+
+
+def test_a_folder_of_images(tmp_path: Path, shapes: Path) -> None:
+    make_blood_cells(tmp_path, shapes)
+    said = Reader(tmp_path).follow(REPOSITORY / "configs" / "imagenet" / "README.md")
+    assert re.search(r"RBC: \d+ images", said)
+    assert "classes.txt with 3 classes" in said
+    assert (tmp_path / "data" / "cells" / "val.txt").is_file()
 
 
 @pytest.mark.long
