@@ -34,7 +34,7 @@ class Page:
 
     def rows(self, heading: str) -> list[list[str]]:
         """The first table below a heading, with its header."""
-        found = re.search(rf"<h[23]>{heading}</h[23]>.*?<table>(.*?)</table>", self.source, re.DOTALL)
+        found = re.search(rf"<h[23]>{heading}</h[23]>.*?<table[^>]*>(.*?)</table>", self.source, re.DOTALL)
         assert found is not None, heading
         rows = re.findall(r"<tr>(.*?)</tr>", found[1], re.DOTALL)
         cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
