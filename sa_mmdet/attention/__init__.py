@@ -11,6 +11,7 @@ from .bam import BAM
 from .base import Attention, ExactStart, LayerShapes, attention_types, label_of
 from .cbam import CBAM
 from .efficient_channel_attention import EfficientChannelAttention
+from .group_branches import GroupBranches
 from .shuffle_attention import ShuffleAttention
 from .spatial_group_enhance import SpatialGroupEnhance
 from .squeeze_excitation import SqueezeExcitation
@@ -22,6 +23,7 @@ __all__ = [
     "BakedShuffleAttention",
     "EfficientChannelAttention",
     "ExactStart",
+    "GroupBranches",
     "LayerShapes",
     "ShuffleAttention",
     "SpatialGroupEnhance",

@@ -50,6 +50,8 @@ CBAM_NAMES = {f"ChannelGate.mlp.{i}.{field}" for i in (1, 3) for field in ("weig
 SA = dict(type="ShuffleAttention", groups=4)
 SE = dict(type="SqueezeExcitation", ratio=4)
 G4 = dict(groups=4)
+BRANCHES = dict(type="GroupBranches", groups=4)
+CHANNEL, SPATIAL = {"cweight", "cbias"}, {"sweight", "sbias", "gn.weight", "gn.bias"}
 CASES = [
     Case(SA, reference.shuffle_attention, SA_NAMES, G4),
     Case({**SA, "norm": False}, reference.shuffle_attention, SA_NAMES - {"gn.weight", "gn.bias"}, G4),
@@ -67,6 +69,19 @@ CASES = [
     Case(dict(type="EfficientChannelAttention"), reference.efficient_channel_attention, {"conv.weight"}),
     Case(dict(type="EfficientChannelAttention", kernel_size=7), reference.efficient_channel_attention, {"conv.weight"}),
     Case(dict(type="SpatialGroupEnhance", groups=4), reference.spatial_group_enhance, {"weight", "bias"}, G4),
+    *(
+        Case({**BRANCHES, **options}, reference.group_branches, names, {**G4, **options})
+        for options, names in (
+            (dict(), SA_NAMES),
+            (dict(groups=1), SA_NAMES),
+            (dict(shuffle=False), SA_NAMES),
+            (dict(fusion="add"), SA_NAMES),
+            (dict(fusion="add", groups=1, shuffle=False), SA_NAMES),
+            (dict(branches="channel"), CHANNEL),
+            (dict(branches="spatial", groups=32), SPATIAL),
+            (dict(branches="channel", groups=1, shuffle=False), CHANNEL),
+        )
+    ),
     Case(dict(type="CBAM", ratio=4), reference.cbam, CBAM_NAMES, dict(training=True)),
 ]
 # After a stage, and for inference: see tests/checkpoints/test_conversion.py and tests/test_deployment.py, too.
@@ -299,6 +314,11 @@ def test_the_formula_for_ecas_kernel() -> None:
         (dict(type="CBAM", ratio=3), "ratio=3 does not fit"),
         (dict(type="CBAM", kernel_size=6), "kernel_size=6 must be odd and positive: use 7"),
         (dict(type="ShuffleAttention", groups=4, transform="linear"), "transform='linear' is unknown"),
+        (dict(type="GroupBranches", groups=32), "groups=32 does not fit 32 channels: 2 .* half a group.*fit: 1, 2, 4"),
+        (dict(type="GroupBranches", fusion="add"), "groups=64 does not fit 32 channels: .*fit: 1, 2, 4, 8, 16, 32"),
+        (dict(type="GroupBranches", groups=0, branches="spatial"), "groups=0 does not fit 32 channels"),
+        (dict(type="GroupBranches", branches="none"), "branches='none' is unknown: choose one of 'both', 'channel'"),
+        (dict(type="GroupBranches", fusion="mul"), "fusion='mul' is unknown: choose one of 'cat', 'add'"),
     ],
     ids=str,
 )

@@ -47,6 +47,39 @@ def shuffle_attention(
     return torch.stack([channel for channel in out if channel is not None], dim=1)
 
 
+def group_branches(
+    x: Tensor,
+    parameters: Parameters,
+    groups: int,
+    branches: str = "both",
+    fusion: str = "cat",
+    shuffle: bool = True,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Shuffle attention taken apart, computed one channel at a time."""
+    channels, positions = x.shape[1], x.shape[2] * x.shape[3]
+    size = channels // groups
+    out: list[Tensor | None] = [None] * channels
+    for c in range(channels):
+        j = c % size
+        seen = [branches] if branches != "both" else ["channel", "spatial"]
+        if branches == "both" and fusion == "cat":
+            seen = ["channel"] if j < size // 2 else ["spatial"]
+            j = j % (size // 2)
+        mean = x[:, c].sum((1, 2), keepdim=True) / positions
+        logit = torch.zeros_like(x[:, c])
+        if "channel" in seen:
+            logit = logit + parameters["cweight"].flatten()[j] * mean + parameters["cbias"].flatten()[j]
+        if "spatial" in seen:
+            variance = ((x[:, c] - mean) ** 2).sum((1, 2), keepdim=True) / positions
+            normalised = (x[:, c] - mean) / torch.sqrt(variance + eps)
+            normalised = parameters["gn.weight"][j] * normalised + parameters["gn.bias"][j]
+            logit = logit + parameters["sweight"].flatten()[j] * normalised + parameters["sbias"].flatten()[j]
+        place = c if not shuffle else 2 * c if c < channels // 2 else 2 * (c - channels // 2) + 1
+        out[place] = x[:, c] / (1 + torch.exp(-logit))
+    return torch.stack([channel for channel in out if channel is not None], dim=1)
+
+
 def squeeze_excitation(x: Tensor, parameters: Parameters, pool: str = "avg", gate: str = "sigmoid") -> Tensor:
     squeezed = {
         "avg": x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3]),
