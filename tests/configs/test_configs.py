@@ -31,11 +31,22 @@ def build(path: Path) -> Any:
 def test_config_builds(path: Path) -> None:
     model = build(path)
     found = {make_tables.ATTENTION[m._abbr_] for m in model.modules() if isinstance(m, Attention)}
-    variant = path.stem.split("_")[1].rpartition("-")[0]
+    variant = path.stem.split("_")[1].rpartition("-r")[0].split("-")[0]
     assert found == ({make_tables.ATTENTION[variant]} if variant else set())
 
 
-@pytest.mark.parametrize("path", CLASSIFIERS, ids=lambda path: path.stem)
+# The numbers of classes by what the names of configs end with.
+CLASSES = {"in1k": 1000, "folder": 3, "cifar10": 10, "cifar100": 100, "places365": 365}
+
+
+def _deep(path: Path) -> bool:
+    """Whether a classifier has many blocks, all like those of another that is tested here."""
+    return path.parent.name == "cifar" and (path.stem.startswith("sa-") or "cifar100" in path.stem)
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.long] * _deep(path), id=path.stem) for path in CLASSIFIERS]
+)
 def test_classifier_builds_and_every_parameter_has_a_gradient(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +63,7 @@ def test_classifier_builds_and_every_parameter_has_a_gradient(
     assert found == ({make_tables.ATTENTION[variant]} if variant in make_tables.ATTENTION else set())
     model.train()
     classes = cfg.model.head.get("num_classes", 1000)  # Inception's backbone has the last layer
-    assert classes == (3 if path.stem.endswith("_folder") else 1000)
+    assert classes == CLASSES[path.stem.split("_")[-1]] == model.data_preprocessor.num_classes
     side = 96 if "inception" in path.stem else 64  # its smallest maps
     loss = model.head.loss(model.extract_feat(torch.randn(2, 3, side, side)), _labels(classes))["loss"]
     loss.backward()

@@ -5,9 +5,9 @@ import importlib.util
 from places import CONFIGS, REPOSITORY
 
 RUNNABLE = sorted(path for path in CONFIGS.glob("*/*.py") if not path.parent.name.startswith("_"))
-CLASSIFIERS = [path for path in RUNNABLE if path.parent.name in ("imagenet", "senet")]
+CLASSIFIERS = [path for path in RUNNABLE if path.parent.name in ("cifar", "imagenet", "places365", "senet")]
 DETECTORS = [path for path in RUNNABLE if path not in CLASSIFIERS]
-COCO = [path for path in DETECTORS if path.parent.name != "demo"]
+COCO = [path for path in DETECTORS if path.parent.name not in ("demo", "sa_walk")]
 
 spec = importlib.util.spec_from_file_location("make_tables", REPOSITORY / "tools" / "misc" / "make_tables.py")
 assert spec is not None

@@ -17,8 +17,8 @@ DOCUMENTS = [
 ]
 # What may follow "# needs" at the end of a command that no test runs.
 NEEDS = re.compile(
-    r"(COCO|ImageNet|MMPretrain|an idle machine|many trained runs|the network|the CUDA toolkit|torchvision|slurm"
-    r"|(a|\d+) GPUs?)"
+    r"(COCO|ImageNet|CIFAR|Places-365|MMPretrain|an idle machine|many trained runs|the network|the CUDA toolkit"
+    r"|torchvision|slurm|(a|\d+) GPUs?)"
 )
 # Commands that other tests run, since they make environments or set up machines: the beginning of each, and a word in
 # the paths of these tests.

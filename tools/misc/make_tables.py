@@ -100,11 +100,33 @@ def senet_table(folder: Path) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def error_table(folder: Path) -> str:
+    """Like :func:`table`, for the classifiers of the SE paper's tables, which give errors."""
+    rows = paper_rows("senet_cifar_places.csv")
+    errors = {"top1_error": "Top 1 Error", "top5_error": "Top 5 Error"}
+    header = ["config", "data", "attention", "results", "top-1 error", "top-5 error"]
+    lines = [header, ["---"] * len(header)]
+    for model in load(folder / "metafile.yml")["Models"]:
+        network, *_, data = model["Name"].split("_")
+        variant, _, depth = network.rpartition("r")
+        attention = ATTENTION[variant.rstrip("-")]
+        dataset = re.sub(r"(\d+)", r"-\1", data).replace("cifar", "CIFAR").replace("places", "Places")
+        found = find_row(rows, dataset=dataset, backbone=f"ResNet-{depth}", attention=attention)
+        name = [f"[{model['Name']}]({model['Name']}.py)", dataset, attention]
+        lines.append([*name, "paper" if found else "not in the paper", *(found.get(column, "") for column in errors)])
+        for result in model.get("Results", []):
+            lines.append([*name, "ours", *(str(result["Metrics"].get(metric, "")) for metric in errors.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+TABLES = dict(imagenet=classification_table, senet=senet_table, cifar=error_table, places365=error_table)
+
+
 def updated(folder: Path) -> str:
     """The text of a config folder's README, with a new table."""
     before, _, rest = (folder / "README.md").read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    new = dict(imagenet=classification_table, senet=senet_table).get(folder.name, table)(folder)
+    new = TABLES.get(folder.name, table)(folder)
     return f"{before}{BEGIN}\n{new}\n{END}{after}"
 
 

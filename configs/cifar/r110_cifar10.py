@@ -1,0 +1,3 @@
+_base_ = ["mmpretrain::_base_/datasets/cifar10_bs16.py", "../_base_/cifar.py"]
+
+model = dict(backbone=dict(depth=110), head=dict(num_classes=10))

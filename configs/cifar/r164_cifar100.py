@@ -1,0 +1,3 @@
+_base_ = ["r110_cifar100.py"]
+
+model = dict(backbone=dict(depth=164), head=dict(in_channels=256))
