@@ -17,7 +17,8 @@ from sa_mmdet.untrusted import read_json
 _SHOWN = 3
 # Images of data sets that need not be here yet: COCO 2017 by the names of its annotations, ImageNet by its type.
 _KNOWN = {"instances_train2017.json": 118_287, "instances_val2017.json": 5_000}
-_IMAGENET = {"train": 1_281_167, "test": 50_000}
+_CIFAR = {"train": 50_000, "test": 10_000}
+_CLASSIFICATION = {"ImageNet": {"train": 1_281_167, "test": 50_000}, "CIFAR10": _CIFAR, "CIFAR100": _CIFAR}
 
 
 def check_data(cfgs: Iterable[Config], phases: Iterable[str] = ("train", "test")) -> None:
@@ -100,7 +101,7 @@ def _prefix(settings: Mapping[str, Any]) -> str:
 def images_of(cfg: Config, phase: str) -> int | None:
     """The number of images of a config's data sets; None if that is not known.
 
-    Those of COCO 2017 and of ImageNet are known before they are downloaded.
+    Those of COCO 2017, ImageNet and CIFAR are known before they are downloaded.
 
     Args:
         cfg: The config.
@@ -108,8 +109,8 @@ def images_of(cfg: Config, phase: str) -> int | None:
     """
     loader = cfg.get(f"{phase}_dataloader")
     kind = (loader.get("dataset") or {}).get("type") if isinstance(loader, Mapping) else None
-    if kind == "ImageNet":
-        return _IMAGENET[phase]
+    if kind in _CLASSIFICATION:
+        return _CLASSIFICATION[kind][phase]
     classified = list(_classified(loader))
     if classified:
         try:

@@ -102,6 +102,19 @@ def test_their_plan_needs_neither_mmpretrain_s_models_nor_imagenet(
     assert float(told.split(", ")[1].split()[0]) == pytest.approx(hours, rel=0.01)
 
 
+def test_their_plan_knows_the_size_of_cifar(
+    mmpretrain: MMPretrain, configs: list[Path], tool: Tool, tmp_path: Path
+) -> None:
+    hours = []
+    for name in ("ImageNet", "CIFAR10"):
+        configs[0].write_text(configs[0].read_text().replace("ImageNet", name))
+        status, said, errors = tool(TOOL, configs[0], "--seeds", 0, "--work-dir", tmp_path / name, "--plan-only")
+        assert status == 0, errors
+        [told] = [line for line in said.splitlines() if line.startswith("plain/seed0")]
+        hours.append(float(told.split(", ")[1].split()[0]))
+    assert hours[1] == pytest.approx(hours[0] * 50_000 / 1_281_167, abs=0.05)
+
+
 def test_without_mmpretrain_it_is_named(
     configs: list[Path], tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
