@@ -73,7 +73,7 @@ class Attention(nn.Module):
     after_stages: ClassVar[bool] = False
     converted: ClassVar[bool] = True
     foreign_names: ClassVar[Mapping[str, str]] = {}
-    pooled: ClassVar[float] = 1
+    pooled: float = 1
     uncounted: ClassVar[tuple[type[nn.Module], ...]] = ()
     biases_in_detectors: ClassVar[bool] = True
     keeping_channels: ClassVar[Mapping[str, Any]] = {}

@@ -77,6 +77,7 @@ class GroupBranches(ExactStart, Attention):
             raise ValueError(f"an odd number of channels, {in_channels}, cannot be shuffled: set shuffle=False")
         self.in_channels, self.groups, self.shuffle = in_channels, groups, shuffle
         self.branches, self.fusion = branches, fusion
+        self.pooled = 0.5 if self.halved else float("c" in self.names)
         k = in_channels // (2 * groups if self.halved else groups)
         for name in self.names:
             for part in ("weight", "bias"):
@@ -103,12 +104,11 @@ class GroupBranches(ExactStart, Attention):
 
     def _logits(self, name: str, x: Tensor) -> Tensor:
         """A branch's logits (NG x K x 1 x 1 or NG x K x H x W) for the channels that it sees, NG x K x H x W."""
-        own: Any = self
         dtype = at_least_float32(x)
         weight, bias = (getattr(self, f"{name}{part}").to(dtype) for part in ("weight", "bias"))
         if name == "c":
             return x.mean((2, 3), keepdim=True, dtype=dtype) * weight + bias
-        norm = own.gn
+        norm: Any = self.gn
         normalised = F.group_norm(x.to(dtype), norm.num_groups, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
         return normalised * weight + bias
 

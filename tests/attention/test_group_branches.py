@@ -7,6 +7,7 @@ import torch
 from mmdet.registry import MODELS
 from torch import nn
 
+from sa_mmdet.analysis import analyze
 from sa_mmdet.attention import GroupBranches, ShuffleAttention
 
 
@@ -42,6 +43,19 @@ def test_a_network_with_the_defaults_is_sa_net() -> None:
     image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     for ours, theirs in zip(model(image), published(image), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * theirs.abs().max().item())
+
+
+def test_its_defaults_cost_what_sa_net_costs() -> None:
+    published, ours, alone = (
+        analyze(cfg, convention="paper")
+        for cfg in (
+            dict(type="SAResNet", depth=50),
+            dict(type="AttentionResNet", depth=50, attention=dict(type="GroupBranches")),
+            dict(type="AttentionResNet", depth=50, attention=dict(type="GroupBranches", branches="spatial")),
+        )
+    )
+    assert (ours.total, ours.attention_parameters) == (published.total, published.attention_parameters)
+    assert alone.total < ours.total  # it pools nothing
 
 
 def test_an_odd_number_of_channels_is_not_shuffled() -> None:
