@@ -38,7 +38,7 @@ def confusion(found: Comparison) -> Confusion:
     predicted = [*first.classes, *others]
     numbers = {name: number for number, name in enumerate(predicted)}
     counts = np.bincount(first.labels, minlength=len(first.classes))
-    shares = {}
+    shares: dict[str, Floats] = {}
     for name, own in zip(found.variants, found.runs, strict=True):
         taken = np.zeros((len(counts), len(predicted)))
         for run in own:

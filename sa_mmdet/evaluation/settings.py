@@ -39,6 +39,8 @@ _IGNORED = {
     "pin_memory",
     "prefetch_factor",
 }
+# What MMPretrain's tools add to every data loader of a config, although it is what classifiers have without it.
+_ADDED = {"collate_fn.type": "default_collate"}
 _DATA_PATHS = {"ann_file", "data_root", "img", "img_path", "seg", "seg_map_path"}
 
 
@@ -58,7 +60,8 @@ def differences(first: Mapping[str, Any], other: Mapping[str, Any], parts: Seque
     for key in dict.fromkeys((*one, *two)):
         values = one.get(key, ABSENT), two.get(key, ABSENT)
         known = all(isinstance(value, str | int | float) for value in values)  # not a class, which a record names
-        if known and values[0] != values[1] and not _is_same_place(key.rpartition(".")[2], *values):
+        same = values[0] == values[1] or set(values) == {ABSENT, _ADDED.get(key.partition(".")[2])}
+        if known and not same and not _is_same_place(key.rpartition(".")[2], *values):
             found[key] = values
     return found
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up_coco import made_up
@@ -83,10 +84,11 @@ def test_the_page_contains_metrics_significance_speed_and_images(work_dirs: list
 
 def test_rows_of_the_senet_article_are_beside_detectors_with_se_as_it_is(tool: Tool, tmp_path: Path) -> None:
     annotations = write_data(tmp_path, made_up(5))
-    maximum = dict(model__backbone__attention__pool="max")
+    maximum: dict[str, Any] = dict(model__backbone__attention__pool="max")
+    variants: list[tuple[str, str, dict[str, Any]]] = [("none", "", {}), ("se", "se-", {}), ("max", "se-", maximum)]
     runs = [
         write_run(tmp_path / name / "seed7", annotations, config(attention), noise=None, **changes)
-        for name, attention, changes in (("none", "", {}), ("se", "se-", {}), ("max", "se-", maximum))
+        for name, attention, changes in variants
     ]
     pages = [tmp_path / "two.html", tmp_path / "max.html"]
     for page, own in zip(pages, (runs[:2], runs[2:]), strict=True):

@@ -133,7 +133,7 @@ def test_a_matrix_of_each_variant_says_what_images_are_taken_for(
         assert columns == names
         predicted = [DATA.scores(strength, seed).argmax(1).tolist() for seed in (0, 1)]
         for true, (name, *cells) in enumerate(rows):
-            assert name == f"{names[true]} ({(true == DATA.labels).sum()})"
+            assert name == f"{names[true]} ({np.sum(DATA.labels == true)})"
             shares = [taken_for(predicted, true, other) for other in range(12)]
             assert cells == [f"{share:.1f}" if share else "" for share in shares]
         assert len(rows) == 12

@@ -33,6 +33,11 @@ class MMPretrain:
         if command[1].endswith("mmpretrain/.mim/tools/train.py"):
             backbone, seed = (SA if "sa" in folder.parent.name else NONE), int(folder.name[-1])
             write_classifier(folder, backbone, seed, strength=1.5 if "sa" in folder.parent.name else 1.0)
+            [record] = folder.glob("*/vis_data/config.py")
+            added = "train_dataloader = {'collate_fn': {'type': 'default_collate'}, "  # as its train.py does
+            text = re.sub(r"^train_dataloader = (\{|dict\()", added, record.read_text(), flags=re.MULTILINE)
+            assert added in text
+            record.write_text(text)
             (folder / "results.pkl").rename(folder / "kept.pkl")
             (folder / "last_checkpoint").write_text(str(folder / "epoch_100.pth"))
         else:

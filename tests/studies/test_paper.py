@@ -120,7 +120,7 @@ def test_every_row_of_the_senet_article_is_in_a_study() -> None:
 def test_figures_of_imagenet_stand_beside_all_of_its_images_alone(images: int, said: str, tmp_path: Path) -> None:
     [group] = groups_of("senet-excitation")
     labels = np.arange(images) % 10
-    variants = []
+    variants: list[tuple[str, list[Path]]] = []
     for config in group.configs:
         paths = [tmp_path / f"{Path(config).stem}{seed}.csv" for seed in range(2)]
         for seed, path in enumerate(paths):
