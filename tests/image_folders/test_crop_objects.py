@@ -14,14 +14,20 @@ TOOL = "dataset_converters/crop_objects.py"
 WIDTH, HEIGHT = 80, 60
 
 
+def pixels(path: Path) -> np.ndarray:
+    found = cv2.imread(str(path))
+    assert found is not None
+    return found
+
+
 def write(root: Path, **changes: Any) -> tuple[Path, Path]:
     """Two images whose pixels say where they are, with objects of two classes."""
     (root / "images" / "deep").mkdir(parents=True, exist_ok=True)
     names = ["one.png", "deep/two 2.png"]
     for number, name in enumerate(names):
         y, x = np.mgrid[:HEIGHT, :WIDTH]
-        pixels = np.stack([x, y, np.full_like(x, number)], -1).astype(np.uint8)
-        assert cv2.imwrite(str(root / "images" / name), pixels)
+        image = np.stack([x, y, np.full_like(x, number)], -1).astype(np.uint8)
+        assert cv2.imwrite(str(root / "images" / name), image)
 
     def entry(key: int, image: int, category: int, box: list[float], **more: Any) -> dict[str, Any]:
         return dict(id=key, image_id=image, category_id=category, bbox=box, area=box[2] * box[3], iscrowd=0, **more)
@@ -50,7 +56,7 @@ def test_objects_become_images_of_their_pixels(tool: Tool, tmp_path: Path) -> No
     status, said, errors = tool(TOOL, *write(tmp_path), "--out", tmp_path / "out", "--min-size", 12)
     assert status == 0, errors
     assert said == "cat: 1 images\nteddy bear: 2 images\n"
-    found = {path.relative_to(tmp_path / "out").as_posix(): cv2.imread(str(path)) for path in tmp_path.rglob("out/*/*")}
+    found = {path.relative_to(tmp_path / "out").as_posix(): pixels(path) for path in tmp_path.rglob("out/*/*")}
     # Where each begins and ends: left, top, right, bottom, and the number of its image.
     expected = {
         "teddy bear/one_11.png": (10, 5, 29, 34, 0),
@@ -150,7 +156,7 @@ def test_real_objects(coco128: Path, tool: Tool, tmp_path: Path) -> None:
     }
     boxes = {entry["id"]: entry["bbox"] for entry in content["annotations"]}
     for image in (tmp_path / "out" / "teddy bear").iterdir():
-        height, width = cv2.imread(str(image)).shape[:2]
+        height, width = pixels(image).shape[:2]
         box = boxes[int(image.stem.rpartition("_")[2])]
         assert 0 <= width - box[2] < 2
         assert 0 <= height - box[3] < 2
