@@ -35,7 +35,7 @@ class MMPretrain:
             write_classifier(folder, backbone, seed, strength=1.5 if "sa" in folder.parent.name else 1.0)
             [record] = folder.glob("*/vis_data/config.py")
             added = "train_dataloader = {'collate_fn': {'type': 'default_collate'}, "  # as its train.py does
-            text = re.sub(r"^train_dataloader = (\{|dict\()", added, record.read_text(), flags=re.MULTILINE)
+            text = re.sub(r"^train_dataloader = (\{|dict\()", added, Path(command[2]).read_text(), flags=re.MULTILINE)
             assert added in text
             record.write_text(text)
             (folder / "results.pkl").rename(folder / "kept.pkl")
