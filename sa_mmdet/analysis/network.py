@@ -52,7 +52,9 @@ class Network:
         self.scope = cfg.get("default_scope", "mmdet")
         loaded = read(checkpoint)
         with self.in_scope():
-            self.model: Any = MODELS.build({**cfg.model, "_scope_": self.scope})
+            preprocessor = cfg.get("data_preprocessor")  # MMPretrain's configs have it beside the model, as runners do
+            beside = {} if preprocessor is None else dict(data_preprocessor=preprocessor)
+            self.model: Any = MODELS.build({**beside, **cfg.model, "_scope_": self.scope})
             steps = get_test_pipeline_cfg(cfg)
             self.pipeline = Compose([step for step in steps if not step["type"].endswith("LoadAnnotations")])
         try:

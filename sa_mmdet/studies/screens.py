@@ -1,8 +1,8 @@
 """What a study shows while it runs: a bar per run on a terminal, and lines elsewhere."""
 
+import io
 import sys
 import threading
-from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -16,8 +16,10 @@ _EVERY = 2.0  # seconds
 
 def say(text: object) -> None:
     """Print a line, if anybody reads it still: a study does not end with the pipe or the disk that its lines go to."""
-    with suppress(OSError):
+    try:
         print(text, flush=True)
+    except OSError:
+        sys.stdout = io.StringIO()  # what other packages print ends it as little
 
 
 class Lines:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from places import Tool
 from planted import picture, planted
@@ -166,6 +167,20 @@ def test_classifiers_with_other_crops_share_a_sheet(tool: Tool, tmp_path: Path) 
         *(("other", name) for name in ("cell", "star")),
     ]
     assert cv2.imread(str(tmp_path / "out" / "photo.png")) is not None
+
+
+def test_a_preprocessor_beside_the_model_prepares_the_image(tool: Tool, tmp_path: Path) -> None:
+    """MMPretrain's configs have it there, and MMEngine's runner gives it to the model."""
+    photo = tmp_path / "red.png"
+    cv2.imwrite(str(photo), np.full((64, 64, 3), (0, 0, 255), np.uint8))
+    swapped = "data_preprocessor = dict(type='SwappedPreprocessor')"
+    found = []
+    for name, more in (("as it is", ""), ("swapped", swapped)):
+        network = planted(tmp_path, name, "PlantedClassifier", more, channel=3)
+        options = ["--threshold", 0, "--layer", "backbone.conv", "--out-dir", tmp_path / f"of {name}"]
+        assert tool(CAM, *network, photo, *options)[0] == 0
+        found.append({row["class"]: float(row["score"]) for row in rows_of(tmp_path / f"of {name}")})
+    assert found[0]["cell"] > 0.6 > 0.4 > found[1]["cell"]
 
 
 def test_annotated_objects_of_real_images(bccd: Path, tool: Tool, tmp_path: Path) -> None:

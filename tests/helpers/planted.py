@@ -26,6 +26,15 @@ class UnitPreprocessor(BaseDataPreprocessor):
         return dict(inputs=inputs, data_samples=data["data_samples"])
 
 
+@MODELS.register_module()
+class SwappedPreprocessor(UnitPreprocessor):
+    """The same with red and blue swapped."""
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        found = super().forward(data, training)
+        return dict(found, inputs=found["inputs"].flip(1))
+
+
 class Pyramid(nn.Module):
     """The mean brightness of 4 x 4, 8 x 8, 16 x 16 and 32 x 32 pixels."""
 
@@ -122,7 +131,7 @@ class PlantedClassifier(nn.Module):
         nn.init.zeros_(conv.weight)
         conv.weight.data[channel] = torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1)  # OpenCV's order of channels
         self.head = Head()
-        self.data_preprocessor = UnitPreprocessor()
+        self.data_preprocessor = MODELS.build(data_preprocessor or dict(type="UnitPreprocessor"))
 
     def extract_feat(self, x: Tensor) -> Tensor:
         return self.backbone(x)

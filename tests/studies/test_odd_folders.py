@@ -42,7 +42,7 @@ def test_the_results_of_a_folder_with_any_name_are_found(
     for work in ("work", tmp_path / name / "absolute"):
         status, _, errors = tool(*arguments, "--work-dir", work)
         assert status == 0, errors
-        assert (tmp_path / name / work / "comparison.json").is_file()
+        assert (tmp_path / name / work / "comparison.json").is_file(), errors
 
 
 def test_a_run_whose_folder_is_broken_does_not_stop_the_others(
@@ -85,9 +85,9 @@ def test_lines_that_nobody_reads_end_no_study(
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(sys, "stdout", Gone())
-    tool(TOOL, *configs, "--seeds", 0, 1, "--work-dir", tmp_path / "work", "--resamples", 5)
-    assert len(runs.calls) == 8
-    assert (tmp_path / "work" / "comparison.json").is_file()
+    _, _, errors = tool(TOOL, *configs, "--seeds", 0, 1, "--work-dir", tmp_path / "work", "--resamples", 5)
+    assert len(runs.calls) == 8, errors
+    assert (tmp_path / "work" / "comparison.json").is_file(), errors
 
 
 def test_a_disk_without_locks_is_named(
