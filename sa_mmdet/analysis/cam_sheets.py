@@ -1,6 +1,7 @@
 """Sheets of activation maps, one row per network and one column per object, and the same as tables."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _AREAS = (
     "than theirs."
 )
 _WIDTH = 3.2  # of a panel, in inches
+_LETTERS = 15  # of a note in an inch
 _FIELDS = (
     "image, network, object, class, score, left, top, right, bottom, layer, stride, deletion, random deletion, "
     "insertion, random insertion"
@@ -58,7 +60,7 @@ def draw_sheet(path: str | Path, columns: Sequence[Column], rows: Sequence[Row])
                 _draw_panel(axis, panel)
     dashed = any(column.annotated for column in columns) or any(None in row.panels for row in rows)
     notes = [_LEGEND, *([_DASHED] if dashed else []), *([_AREAS] if measured else [])]
-    figure.supxlabel("\n".join(notes), fontsize=8)
+    figure.supxlabel("\n".join(textwrap.fill(note, int(_LETTERS * size[0])) for note in notes), fontsize=8)
     save_figure(figure, path)
 
 

@@ -257,7 +257,18 @@ def test_attention_in_a_trained_detector(shapes: Path, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "name", ["kernels", "reliability", "install", "troubleshooting", "attention", "mmcv_operators", "studies"]
+    "name",
+    [
+        "kernels",
+        "reliability",
+        "install",
+        "troubleshooting",
+        "attention",
+        "mmcv_operators",
+        "studies",
+        "experiments",
+        "gallery",
+    ],
 )
 def test_other_pages(name: str, tmp_path: Path) -> None:
     Reader(tmp_path).follow(DOCS / f"{name}.md")

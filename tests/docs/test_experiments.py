@@ -1,0 +1,93 @@
+"""The table of experiments: every command is one that its tool takes, and every config that it names builds."""
+
+import argparse
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from places import REPOSITORY, Tool
+
+from sa_mmdet.compat.old_torch import shapes_only
+from sa_mmdet.studies.paper import TABLES, groups_of
+
+PAGE = REPOSITORY / "docs" / "experiments.md"
+
+
+def rows() -> list[list[str]]:
+    """The cells of the tables' rows that name a command."""
+    lines = [line.strip("|").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in cells] for cells in lines if "`python tools/" in " ".join(cells)]
+
+
+def commands() -> list[list[str]]:
+    return [shlex.split(found) for cells in rows() for found in re.findall(r"`python (tools/[^`]+)`", cells[2])]
+
+
+def configs() -> list[Path]:
+    """The configs that the commands name, by their paths or by a table of a paper."""
+    named = [word for words in commands() for word in words[1:] if word.startswith("configs/")]
+    found = [path for pattern in named for path in sorted(REPOSITORY.glob(pattern))]
+    tables = [table for words in commands() for table in words[1:] if table in TABLES]
+    found += [Path(config) for table in tables for group in groups_of(table) for config in group.configs]
+    return list(dict.fromkeys(path.resolve() for path in found))
+
+
+def test_every_row_has_the_sources_figure_a_command_and_ours() -> None:
+    assert len(rows()) > 10
+    for cells in rows():
+        assert len(cells) == 5, cells
+        assert all(cells), cells
+        assert re.search(r"\d|not run|not reproduced", cells[4]), cells
+
+
+def test_every_table_of_the_papers_is_there() -> None:
+    named = {word for words in commands() for word in words}
+    assert set(TABLES) <= named
+
+
+def test_the_tools_take_the_commands(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def parse_and_stop(self: argparse.ArgumentParser, *given: Any) -> None:
+            parse(self, *given)
+            raise SystemExit(0)
+
+        return parse_and_stop
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
+    for name, *arguments in commands():
+        status, _, errors = tool(Path(name).relative_to("tools"), *arguments)
+        assert status == 0, errors
+
+
+def test_the_commands_name_configs_that_exist() -> None:
+    for words in commands():
+        for word in words[1:]:
+            if word.startswith("configs/"):
+                assert list(REPOSITORY.glob(word)), word
+
+
+@pytest.mark.parametrize("path", configs(), ids=lambda path: path.stem)
+def test_config_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_FOLDER", str(tmp_path))
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    text = path.read_text() + "".join(base.read_text() for base in bases(path))
+    if "mmpretrain::" in text:
+        pytest.importorskip("mmpretrain", reason="MMPretrain, or torchvision beneath it, is not installed")
+        from mmpretrain.registry import MODELS as registry
+    else:
+        registry = MODELS
+    with shapes_only():
+        registry.build(Config.fromfile(path).model)
+
+
+def bases(path: Path) -> list[Path]:
+    """The files of this repository that a config inherits from."""
+    named = re.search(r"^_base_ = \[?([^\]\n]*(?:\n[^\]=]*)?)\]?", path.read_text(), re.MULTILINE)
+    own = [path.parent / name for name in re.findall(r'"([^":]+\.py)"', named[1] if named else "")]
+    return [*own, *(inner for one in own for inner in bases(one))]
