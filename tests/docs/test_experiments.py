@@ -1,4 +1,4 @@
-"""The table of experiments: every command is one that its tool takes, and every config that it names builds."""
+"""The table of experiments: every command is one that its tool takes, with configs that are built by tests."""
 
 import argparse
 import re
@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmdet.registry import MODELS
-from mmengine.config import Config
+from config_files import RUNNABLE
 from places import REPOSITORY, Tool
 
-from sa_mmdet.compat.old_torch import shapes_only
 from sa_mmdet.studies.paper import TABLES, groups_of
 
 PAGE = REPOSITORY / "docs" / "experiments.md"
@@ -64,30 +62,11 @@ def test_the_tools_take_the_commands(tool: Tool, monkeypatch: pytest.MonkeyPatch
         assert status == 0, errors
 
 
-def test_the_commands_name_configs_that_exist() -> None:
+def test_the_commands_name_configs_that_other_tests_build() -> None:
+    """tests/configs builds every config in the folders of configs/."""
     for words in commands():
         for word in words[1:]:
             if word.startswith("configs/"):
                 assert list(REPOSITORY.glob(word)), word
-
-
-@pytest.mark.parametrize("path", configs(), ids=lambda path: path.stem)
-def test_config_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IMAGE_FOLDER", str(tmp_path))
-    for name in ("cat", "dog"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-    text = path.read_text() + "".join(base.read_text() for base in bases(path))
-    if "mmpretrain::" in text:
-        pytest.importorskip("mmpretrain", reason="MMPretrain, or torchvision beneath it, is not installed")
-        from mmpretrain.registry import MODELS as registry
-    else:
-        registry = MODELS
-    with shapes_only():
-        registry.build(Config.fromfile(path).model)
-
-
-def bases(path: Path) -> list[Path]:
-    """The files of this repository that a config inherits from."""
-    named = re.search(r"^_base_ = \[?([^\]\n]*(?:\n[^\]=]*)?)\]?", path.read_text(), re.MULTILINE)
-    own = [path.parent / name for name in re.findall(r'"([^":]+\.py)"', named[1] if named else "")]
-    return [*own, *(inner for one in own for inner in bases(one))]
+    assert set(configs()) <= {path.resolve() for path in RUNNABLE}
+    assert len(configs()) > 60
