@@ -1,7 +1,6 @@
 """Differences between several models, with verdicts: one call from result files to sentences."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +45,12 @@ class Comparison:
 
     @property
     def deviations(self) -> list[dict[str, float | None]]:
-        """For each variant and metric the standard deviation over its runs; None for a single run."""
+        """For each variant and metric the standard deviation over its runs; None for a single run.
+
+        NaN for a metric of objects that the images do not have.
+        """
         return [
-            {m: statistics.stdev(run.points[m] for run in runs) if len(runs) > 1 else None for m in self.metrics}
+            {m: float(np.std([run.points[m] for run in runs], ddof=1)) if len(runs) > 1 else None for m in self.metrics}
             for runs in self.runs
         ]
 

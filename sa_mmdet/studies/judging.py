@@ -1,6 +1,7 @@
 """Judging the finished runs of a study: a comparison and a report for each group of configs."""
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -147,9 +148,8 @@ class Judge:
             cells = []
             for metric in found.metrics:
                 spread = deviation[metric]
-                cells.append(
-                    f"{metric} {100 * mean[metric]:.1f}" + ("" if spread is None else f" ({100 * spread:.1f})")
-                )
+                value = f"{100 * mean[metric]:.1f}" + ("" if spread is None else f" ({100 * spread:.1f})")
+                cells.append(f"{metric} {'undefined' if math.isnan(mean[metric]) else value}")
             self._say(f"{name:{width}}  {'  '.join(cells)}")
         for line in (*found.sentences(), *beside_paper(group, found)):
             self._say(line)

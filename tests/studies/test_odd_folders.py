@@ -188,3 +188,20 @@ def test_slurm_gets_paths_and_options_as_they_are(
     assert shown[-2:] == ["--run", "2"]
     assert shown[shown.index("--cfg-options") + 1 :][:2] == ["x=[1,(2,3)]", value]
     assert shlex.split(line)[0] == sys.executable
+
+
+def test_sizes_that_no_object_has_are_undefined_and_end_no_study(
+    runs: Runs, configs: list[Path], tool: Tool, tmp_path: Path
+) -> None:
+    path = tmp_path / "annotations" / "instances_val.json"
+    truth = json.loads(path.read_text())
+    for entry in truth["annotations"]:
+        entry["area"] = max(entry["area"], 2000)  # none is small
+    path.write_text(json.dumps(truth))
+    work = tmp_path / "work"
+    status, said, errors = tool(TOOL, *configs, "--seeds", 0, 1, "--work-dir", work, "--resamples", 5)
+    assert status == 0, errors
+    assert "APS undefined" in said
+    found = json.loads((work / "comparison.json").read_text())["tasks"]["bbox"]
+    assert [one["APS"] for one in found["deviations"]] == [None, None]
+    assert all(one["AP"] > 0 for one in found["deviations"])
