@@ -3,7 +3,7 @@
 from .annotations import leads_inside, load_annotations, read_annotations
 from .categories import category_names
 from .detections import Detections
-from .results import load_results, read_results, tasks_of
+from .results import load_results, read_results, tasks_of, use_results
 from .shapes import make_shapes
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "read_annotations",
     "read_results",
     "tasks_of",
+    "use_results",
 ]

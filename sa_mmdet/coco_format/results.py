@@ -1,8 +1,8 @@
 """Detections in COCO's result format, read and checked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pycocotools.coco import COCO
 
@@ -14,6 +14,7 @@ from .dialects import compressed, plain_entries
 from .outlines import Outlines
 from .values import are_numbers, check_compressed_mask
 
+Answer = TypeVar("Answer")
 _CHECKED_AT_ONCE = 4096  # entries
 
 
@@ -54,6 +55,23 @@ def read_results(path: str | Path, coco: COCO) -> Iterator[Detections]:
         if found is None:
             raise RefusedFileError(f"{path}: has entries that may be invalid")
         yield found
+
+
+def use_results(path: str | Path, coco: COCO, use: Callable[[Iterable[Detections]], Answer]) -> Answer:
+    """Do something with the detections of a file, read in the quick way, or else, from the beginning, in the thorough.
+
+    Args:
+        path: The file.
+        coco: The annotations of the images.
+        use: Takes the detections in parts; it is called again where the quick way ends before the file does.
+
+    Raises:
+        ValueError: As :func:`load_results` raises it.
+    """
+    try:
+        return use(read_results(path, coco))
+    except RefusedFileError:
+        return use([Detections.of(load_results(path, coco))])
 
 
 def _check(entry: Any, coco: COCO, outlines: Outlines, where: str) -> None:

@@ -15,7 +15,7 @@ from sa_mmdet.messages import printable
 from .classification import LEAST_IMAGES, Accuracy, draw
 from .comparison import Comparison
 from .objects import Floats
-from .runs import Run
+from .runs import Run, tested_set
 from .tables import Table
 from .verdicts import OPEN, holm, row, variance, word
 
@@ -43,10 +43,7 @@ def class_names(runs: Sequence[Run]) -> list[str]:
     """
     found = []
     for run in runs:
-        data = run.cfg.get("test_dataloader")
-        while isinstance(data, Mapping) and isinstance(data.get("dataset"), Mapping):  # others may wrap it
-            data = data["dataset"]
-        info = data.get("metainfo") if isinstance(data, Mapping) else None
+        info = tested_set(run.cfg).get("metainfo")
         names = info.get("classes") if isinstance(info, Mapping) else None
         found.append([str(name) for name in names] if isinstance(names, list | tuple) else [])
     return found[0] if found and all(names == found[0] for names in found) else []

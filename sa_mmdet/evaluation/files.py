@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pycocotools.coco import COCO
 
-from sa_mmdet.coco_format import Detections, load_annotations, load_results, read_results, tasks_of
+from sa_mmdet.coco_format import Detections, load_annotations, tasks_of, use_results
 from sa_mmdet.untrusted import RefusedFileError, read_json_parts
 
 from .average_precision import TASKS, Evaluation, evaluate_found
@@ -101,10 +101,7 @@ def _evaluate(
         index.clear()
 
     def evaluate_file(path: str | Path) -> _Answer:
-        try:
-            found, seen = _found(read_results(path, coco), coco, objects, tasks)
-        except RefusedFileError:
-            found, seen = _found([Detections.of(load_results(path, coco))], coco, objects, tasks)
+        found, seen = use_results(path, coco, lambda parts: _found(parts, coco, objects, tasks))
         if "segm" in found and objects.without_mask is not None:
             raise ValueError(f"{annotations}: annotation {objects.without_mask} has no mask to judge masks by")
         evaluations = {task: evaluate_found(Found.joined(parts), objects) for task, parts in found.items()}

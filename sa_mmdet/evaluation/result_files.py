@@ -13,9 +13,8 @@ from mmengine.config import Config
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
-from sa_mmdet.coco_format import Detections, load_results, read_annotations, read_results
+from sa_mmdet.coco_format import Detections, read_annotations, use_results
 from sa_mmdet.messages import short
-from sa_mmdet.untrusted import RefusedFileError
 
 from .evaluators import coco_evaluator
 from .runs import read_recorded_config
@@ -95,17 +94,14 @@ def seen_in(path: str | Path, coco: COCO, annotations: str | Path) -> Seen:
     known = _known.get(_states(path, annotations)) if os.path.isfile(path) else None
     if known is not None:
         return known
-    try:
-        return _look(read_results(path, coco), coco)
-    except RefusedFileError:
-        return _look([Detections.of(load_results(path, coco))], coco)
 
+    def look(parts: Iterable[Detections]) -> Seen:
+        seen = Seen()
+        for some in parts:
+            seen.add(some, coco)
+        return seen
 
-def _look(parts: Iterable[Detections], coco: COCO) -> Seen:
-    seen = Seen()
-    for some in parts:
-        seen.add(some, coco)
-    return seen
+    return use_results(path, coco, look)
 
 
 def _states(*paths: str | Path) -> tuple[Any, ...]:

@@ -191,6 +191,18 @@ def kind_of(cfg: Config) -> Kind:
     return CLASSIFIER if str(cfg.model.get("type")).rpartition(".")[2].endswith("Classifier") else DETECTOR
 
 
+def tested_set(cfg: Config) -> dict[str, Any]:
+    """The config of the data set that a config tests on, which others may wrap; empty if there is none.
+
+    Args:
+        cfg: The config.
+    """
+    data = cfg.get("test_dataloader")
+    while isinstance(data, dict) and isinstance(data.get("dataset"), dict):
+        data = data["dataset"]
+    return data if isinstance(data, dict) else {}
+
+
 def tested_data(cfg: Config) -> dict[str, Any]:
     """On which images a classifier is tested, by its config.
 
@@ -201,10 +213,8 @@ def tested_data(cfg: Config) -> dict[str, Any]:
         The data set's 'type', its 'part', such as 'val', and where they are given its 'data_root', its 'ann_file', and
         the 'indices' of its images.
     """
-    data = cfg.get("test_dataloader")
-    while isinstance(data, dict) and isinstance(data.get("dataset"), dict):  # others may wrap it
-        data = data["dataset"]
-    if not isinstance(data, dict):
+    data = tested_set(cfg)
+    if not data:
         return {}
     prefix = data.get("data_prefix")
     prefix = prefix.get("img_path") if isinstance(prefix, dict) else prefix

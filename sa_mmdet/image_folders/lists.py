@@ -121,10 +121,8 @@ def images_of(settings: Mapping[str, Any]) -> list[tuple[str, int]]:
         FileNotFoundError: Its list or its folder does not exist.
         ValueError: A line of the list is not a path, a space and a number, or a link leads to a folder above it.
     """
-    prefix = settings.get("data_prefix") or ""
-    prefix = prefix.get("img_path", "") if isinstance(prefix, Mapping) else prefix
     root = os.path.expanduser(str(settings.get("data_root") or ""))
-    folder = os.path.join(root, os.path.expanduser(str(prefix)))
+    folder = os.path.join(root, os.path.expanduser(prefix_of(settings)))
     if settings.get("ann_file"):
         file = os.path.join(root, os.path.expanduser(str(settings["ann_file"])))
         if not os.path.isfile(file):
@@ -136,3 +134,13 @@ def images_of(settings: Mapping[str, Any]) -> list[tuple[str, int]]:
     else:
         raise FileNotFoundError(f"{folder}: there is no such folder of images: check data_root and data_prefix")
     return [(os.path.join(folder, path), number) for path, number in found]
+
+
+def prefix_of(settings: Mapping[str, Any]) -> str:
+    """The folder of a data set's images below its ``data_root``, in either of the forms that MMPretrain takes.
+
+    Args:
+        settings: The data set's config.
+    """
+    prefix = settings.get("data_prefix") or ""
+    return str(prefix.get("img_path", "") if isinstance(prefix, Mapping) else prefix)

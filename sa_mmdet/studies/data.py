@@ -9,8 +9,10 @@ from typing import Any
 import mmdet
 from mmengine.config import Config
 
+from sa_mmdet.engine.check_classes import parts
 from sa_mmdet.engine.check_dataset import missing_or_empty
 from sa_mmdet.image_folders import images_of as classified_images
+from sa_mmdet.image_folders import prefix_of
 from sa_mmdet.messages import listed
 from sa_mmdet.untrusted import read_json
 
@@ -59,7 +61,7 @@ def check_data(cfgs: Iterable[Config], phases: Iterable[str] = ("train", "test")
 def _check_classified(settings: Mapping[str, Any], classes: int | None) -> None:
     """Check the images of a classifier's data set, and that the classifier has their classes."""
     found = classified_images(settings)
-    where = os.path.join(str(settings.get("data_root") or ""), str(settings.get("ann_file") or _prefix(settings)))
+    where = os.path.join(str(settings.get("data_root") or ""), str(settings.get("ann_file") or prefix_of(settings)))
     if not found:
         raise ValueError(f"{where}: has no images: check data_root, ann_file and data_prefix")
     missing = missing_or_empty([path for path, _ in found])
@@ -84,18 +86,10 @@ def _classes(cfg: Config) -> int | None:
 
 def _classified(loader: Any) -> Iterator[Mapping[str, Any]]:
     """The data sets of MMPretrain's form for images in folders and lists, wrapped or not."""
-    if not isinstance(loader, Mapping):
-        return
-    for inner in (loader.get("dataset"), *(loader.get("datasets") or ())):
-        yield from _classified(inner)
-    is_known = str(loader.get("type")).rpartition(".")[2] == "CustomDataset" and loader.get("with_label", True)
-    if is_known and "://" not in f"{loader.get('data_root')}{loader.get('ann_file')}{_prefix(loader)}":
-        yield loader
-
-
-def _prefix(settings: Mapping[str, Any]) -> str:
-    prefix = settings.get("data_prefix") or ""
-    return str(prefix.get("img_path", "") if isinstance(prefix, Mapping) else prefix)
+    for part in _plain(loader):
+        is_known = str(part.get("type")).rpartition(".")[2] == "CustomDataset" and part.get("with_label", True)
+        if is_known and "://" not in f"{part.get('data_root')}{part.get('ann_file')}{prefix_of(part)}":
+            yield part
 
 
 def images_of(cfg: Config, phase: str) -> int | None:
@@ -125,17 +119,19 @@ def images_of(cfg: Config, phase: str) -> int | None:
 
 def _places(loader: Any) -> Iterator[tuple[str, str]]:
     """For each data set in COCO's format, wrapped or not, its annotations and its folder of images."""
-    if not isinstance(loader, Mapping):
-        return
-    for inner in (loader.get("dataset"), *(loader.get("datasets") or ())):
-        yield from _places(inner)
-    annotations, prefix = loader.get("ann_file"), loader.get("data_prefix")
-    images = prefix.get("img", prefix.get("img_path")) if isinstance(prefix, Mapping) else None
-    if not isinstance(annotations, str) or not isinstance(images, str) or not annotations.endswith(".json"):
-        return
-    if "://" not in f"{annotations}{images}" and not loader.get("backend_args"):
-        root = str(loader.get("data_root") or "")
-        yield os.path.join(root, annotations), os.path.join(root, images)
+    for part in _plain(loader):
+        annotations, prefix = part.get("ann_file"), part.get("data_prefix")
+        images = prefix.get("img", prefix.get("img_path")) if isinstance(prefix, Mapping) else None
+        if not isinstance(annotations, str) or not isinstance(images, str) or not annotations.endswith(".json"):
+            continue
+        if "://" not in f"{annotations}{images}" and not part.get("backend_args"):
+            root = str(part.get("data_root") or "")
+            yield os.path.join(root, annotations), os.path.join(root, images)
+
+
+def _plain(loader: Any) -> Iterator[Mapping[str, Any]]:
+    """The configs of the data sets inside MMEngine's wrappers."""
+    return (part for part in parts(loader) if isinstance(part, Mapping))
 
 
 @cache

@@ -140,9 +140,8 @@ class Judge:
     def _tell(self, group: Group, found: Comparison) -> None:
         count = len(found.runs[0])
         width = max(map(len, found.variants))
-        title = f"{TASKS.get(found.task, found.task)}, mean of {count} seeds (standard deviation from seed to seed)"
-        if count == 1:
-            title = f"{TASKS.get(found.task, found.task)}, one seed"
+        seeds = "one seed" if count == 1 else f"mean of {count} seeds (standard deviation from seed to seed)"
+        title = f"{TASKS.get(found.task, found.task)}, {seeds}"
         self._say(f"\n{f'{group.name}, ' if group.name else ''}{title}")
         for name, mean, deviation in zip(found.variants, found.means, found.deviations, strict=True):
             cells = []

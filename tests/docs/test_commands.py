@@ -1,13 +1,10 @@
 """The commands of the documents, word by word, on small data and with short trainings."""
 
-import argparse
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -44,18 +41,9 @@ def arguments_of_tools(path: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_tools_take_the_arguments(path: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
-        def parse_and_stop(self: argparse.ArgumentParser, *given: Any) -> None:
-            parse(self, *given)
-            raise SystemExit(0)
-
-        return parse_and_stop
-
-    for way in ("parse_args", "parse_intermixed_args"):
-        monkeypatch.setattr(argparse.ArgumentParser, way, stopping(getattr(argparse.ArgumentParser, way)))
+def test_tools_take_the_arguments(path: Path, parsing_tool: Tool) -> None:
     for name, *arguments in arguments_of_tools(path):
-        status, _, errors = tool(Path(name).relative_to("tools"), *arguments)
+        status, _, errors = parsing_tool(Path(name).relative_to("tools"), *arguments)
         assert status == 0, errors
 
 

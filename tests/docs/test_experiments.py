@@ -1,13 +1,9 @@
 """The table of experiments: every command is one that its tool takes, with configs that are built by tests."""
 
-import argparse
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 from config_files import RUNNABLE
 from places import REPOSITORY, Tool
 
@@ -48,17 +44,9 @@ def test_every_table_of_the_papers_is_there() -> None:
     assert set(TABLES) <= named
 
 
-def test_the_tools_take_the_commands(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
-        def parse_and_stop(self: argparse.ArgumentParser, *given: Any) -> None:
-            parse(self, *given)
-            raise SystemExit(0)
-
-        return parse_and_stop
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
+def test_the_tools_take_the_commands(parsing_tool: Tool) -> None:
     for name, *arguments in commands():
-        status, _, errors = tool(Path(name).relative_to("tools"), *arguments)
+        status, _, errors = parsing_tool(Path(name).relative_to("tools"), *arguments)
         assert status == 0, errors
 
 
