@@ -1,6 +1,6 @@
 """Detections by columns, and a quick check of many at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -36,6 +36,20 @@ class Detections:
             np.array([entry["score"] for entry in entries], np.float64),
             np.array(boxes, np.float64).reshape(-1, 4) if len(boxes) == len(entries) else None,
             masks if len(masks) == len(entries) else None,
+        )
+
+    @classmethod
+    def joined(cls, parts: Iterable["Detections"]) -> "Detections":
+        """All detections of several parts, in order."""
+        some = list(parts)
+        boxes = [part.boxes for part in some if part.boxes is not None]
+        masks = [part.masks for part in some if part.masks is not None]
+        return cls(
+            [image for part in some for image in part.images],
+            [category for part in some for category in part.categories],
+            np.concatenate([np.zeros(0), *(part.scores for part in some)]),
+            np.concatenate([np.zeros((0, 4)), *boxes]) if len(boxes) == len(some) else None,
+            list(chain.from_iterable(masks)) if len(masks) == len(some) else None,
         )
 
     @property

@@ -15,23 +15,26 @@ of the range of areas and more than 100 detections of a class in an image are tr
 crowds excuse detections of their own class and have no part in the types.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as masks
-from pycocotools.coco import COCO
+from pycocotools import mask as coder
 
-from .average_precision import Floats
-from .error_types_matching import Indices, Regions, by_image, matched_objects, strongest
+from sa_mmdet.coco_format import Detections
+
+from .matching import AREAS, best_of_each_image, greedy
+from .objects import Floats, Objects, numbered
+
+Indices = NDArray[np.intp]
 
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(6)
 TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")
 RIGHT, IGNORED = -1, -2  # what a detection may be instead; ignored ones match a crowd or an object out of range
-SIZES = ("all", "small", "medium", "large")
-_AREAS = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))  # COCO's ranges, in pixels, bounds included
+SIZES = ("all", "small", "medium", "large")  # as many as AREAS
 _RIGHT, _NEAR = 0.5, 0.1  # the paper's foreground and background IoU
 
 
@@ -96,66 +99,106 @@ class Judged:
         return self.in_range[size] & (owners >= np.searchsorted(-self.scores, -least, "right"))
 
 
-def judge(coco: COCO, entries: Sequence[Mapping[str, Any]], task: str) -> Judged:
+def judge(found: Detections, objects: Objects, task: str) -> Judged:
     """Find what is wrong with each detection.
 
     Args:
-        coco: The annotations.
-        entries: Valid detections in COCO's format; the list may be empty.
+        found: Valid detections, which have boxes or masks, whichever the task is about.
+        objects: The objects.
         task: 'bbox' or 'segm'.
     """
-    image_ids, class_ids = sorted(coco.getImgIds()), sorted(coco.getCatIds())
-    numbers = {key: i for i, key in enumerate(image_ids)}, {key: i for i, key in enumerate(class_ids)}
-    objects = [one for one in coco.dataset["annotations"] if _is_known(one, numbers)]
-    objects.sort(key=lambda one: numbers[0][one["image_id"]])
-    of_objects, of_detections = Regions(coco, objects, numbers, task), Regions(coco, entries, numbers, task)
-    scores = np.array([entry["score"] for entry in entries], float)
-    order = strongest(of_detections, scores)
-    own, other = np.zeros(len(entries)), np.zeros(len(entries))
-    nearest = np.full((2, len(entries)), -1)
-    pairs: list[tuple[Indices, Indices, Floats]] = []
-    for detected, present in by_image(of_detections.images, order, of_objects.images, len(image_ids)):
-        overlap = masks.iou(of_detections.of(detected), of_objects.of(present), of_objects.crowds[present].tolist())
-        same = of_detections.classes[detected][:, None] == of_objects.classes[present]
-        rows, columns = (same & (overlap >= _RIGHT)).nonzero()
-        pairs.append((detected[rows], present[columns], overlap[rows, columns]))
-        plain = ~of_objects.crowds[present].astype(bool)
-        for largest, number, chosen in ((own, 0, same & plain), (other, 1, ~same & plain)):
-            among = np.where(chosen, overlap, -1)
-            best = among.argmax(1)
-            largest[detected] = among[np.arange(len(best)), best]
-            nearest[number, detected] = present[best]
+    images, classes, areas = numbered(found, objects, task)
+    kept = best_of_each_image(images, classes, found.scores)
+    order = kept[np.lexsort((kept, images[kept], -found.scores[kept]))]
+    images, classes, areas = images[order], classes[order], areas[order]
+    own, other, nearest, edges = _overlaps(found, order, images, classes, objects, task)
     kinds = _types(own, other)
     target = np.select([kinds == LOCALISATION, kinds == CLASSIFICATION], list(nearest), -1)
+    crowds = objects.crowds > 0
+    groups = images.astype(np.int64) * len(objects.categories) + classes
     judged, matched, counts, in_range = [], [], [], []
-    for low, high in _AREAS:
-        ignored = (of_objects.crowds > 0) | (of_objects.areas < low) | (of_objects.areas > high)
-        matches = matched_objects(pairs, ignored, of_objects.crowds > 0, len(entries))
-        is_ignored = (matches >= 0) & ignored[matches] if len(ignored) else np.zeros(len(entries), bool)
+    for low, high in AREAS:
+        ignored = crowds | (objects.areas < low) | (objects.areas > high)
+        matches = np.full(len(order), -1)
+        for which, has_one, chosen in greedy(*edges, groups, ignored, crowds, np.array([_RIGHT])):
+            matches[which] = np.where(has_one[0], chosen[0], -1)
+        is_ignored = (matches >= 0) & ignored[matches] if len(ignored) else np.zeros(len(order), bool)
         judged.append(np.select([is_ignored, matches >= 0], [IGNORED, RIGHT], kinds))
         matched.append(np.where(matches >= 0, matches, target))
-        counts.append((of_detections.areas >= low) & (of_detections.areas <= high))
+        counts.append((areas >= low) & (areas <= high))
         in_range.append(~ignored)
-    kept = (of_objects.crowds == 0).nonzero()[0]
-    renumbered = np.full(len(objects) + 1, -1)  # the last for the target -1
-    renumbered[kept] = np.arange(len(kept))
+    left = np.flatnonzero(~crowds)
+    renumbered = np.full(len(crowds) + 1, -1)  # the last for the target -1
+    renumbered[left] = np.arange(len(left))
+    object_images, object_classes = np.divmod(objects.groups[left], len(objects.categories))
     return Judged(
-        images=of_detections.images[order],
-        classes=of_detections.classes[order],
-        scores=scores[order],
-        kinds=np.array(judged, np.int8)[:, order],
-        counts=np.array(counts)[:, order],
-        targets=renumbered[np.array(matched)][:, order],
-        object_images=of_objects.images[kept],
-        object_classes=of_objects.classes[kept],
-        in_range=np.array(in_range)[:, kept],
-        image_count=len(image_ids),
-        class_names=[str(coco.cats[key]["name"]) for key in class_ids],
+        images=images.astype(np.intp),
+        classes=classes.astype(np.intp),
+        scores=found.scores[order],
+        kinds=np.array(judged, np.int8),
+        counts=np.array(counts),
+        targets=renumbered[np.array(matched)],
+        object_images=object_images,
+        object_classes=object_classes,
+        in_range=np.array(in_range)[:, left],
+        image_count=len(objects.images),
+        class_names=[str(name) for name in objects.names],
     )
 
 
-def _is_known(entry: Mapping[str, Any], numbers: tuple[Mapping[Any, int], Mapping[Any, int]]) -> bool:
-    return entry["image_id"] in numbers[0] and entry["category_id"] in numbers[1]
+def _overlaps(
+    found: Detections,
+    order: Indices,
+    images: NDArray[np.int32],
+    classes: NDArray[np.int32],
+    objects: Objects,
+    task: str,
+) -> tuple[Floats, Floats, Indices, tuple[Indices, Indices, Floats]]:
+    """Compare detections with all objects of their images.
+
+    Args:
+        found: The detections.
+        order: Those that count, D.
+        images: The number of the image of each of these.
+        classes: The number of its class.
+        objects: The objects.
+        task: 'bbox' or 'segm'.
+
+    Returns:
+        For each of the D its largest IoU with the objects of its own class and of other classes, crowds left out; these
+        objects, 2 x D; and the detections, objects and sizes of the overlaps of one class that may match.
+    """
+    own, other, nearest = np.zeros(len(order)), np.zeros(len(order)), np.full((2, len(order)), -1)
+    pairs: list[tuple[Indices, Indices, Floats]] = [(np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0))]
+    object_images, object_classes = np.divmod(objects.groups, len(objects.categories))
+    by_image = np.argsort(images, kind="stable")
+    bounds = (np.searchsorted(of, np.arange(len(objects.images) + 1)) for of in (images[by_image], object_images))
+    for (begin, end), (first, last) in zip(*map(pairwise, bounds), strict=True):
+        if begin == end or first == last:
+            continue
+        detected, crowds = by_image[begin:end], objects.crowds[first:last]
+        overlap = _iou(found, order[detected], objects, slice(first, last), task)
+        same = classes[detected][:, None] == object_classes[first:last]
+        rows, columns = (same & (overlap >= _RIGHT)).nonzero()
+        pairs.append((detected[rows], first + columns, overlap[rows, columns]))
+        for largest, number, chosen in ((own, 0, same & (crowds == 0)), (other, 1, ~same & (crowds == 0))):
+            among = np.where(chosen, overlap, -1)
+            best = among.argmax(1)
+            largest[detected] = among[np.arange(len(best)), best]
+            nearest[number, detected] = first + best
+    detections, matched, sizes = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    ascending = np.argsort(detections, kind="stable")
+    return own, other, nearest, (detections[ascending], matched[ascending], sizes[ascending])
+
+
+def _iou(found: Detections, chosen: Indices, objects: Objects, present: slice, task: str) -> Floats:
+    """The IoU of detections with objects, as pycocotools computes it."""
+    boxes: Any = found.boxes
+    masks: Any = found.masks
+    truth: Any = objects.masks
+    if task == "segm":
+        return coder.iou([masks[number] for number in chosen], truth[present], objects.crowds[present])
+    return coder.iou(boxes[chosen], objects.boxes[present], objects.crowds[present])
 
 
 def _types(own: Floats, other: Floats) -> NDArray[np.int8]:

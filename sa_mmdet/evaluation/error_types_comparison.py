@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from sa_mmdet.coco_format import load_annotations, load_results
+from sa_mmdet.coco_format import Detections, use_results
 
-from .average_precision import Floats
+from .average_precision import TASKS
 from .error_types import MISSED, RIGHT, SIZES, TYPES, Judged, judge
 from .error_types_mended import mended_precision
-from .processes import in_processes, no_collection
+from .files import read_objects
+from .objects import Floats
+from .processes import in_processes
 from .verdicts import BETTER, OPEN, WORSE, holm, row, variance, word
 
 LEAST_SCORE = 0.3  # of the detections that are counted
@@ -106,13 +108,14 @@ def compare_errors(
     """
     drawn = resamples if len(variants) > 1 else 0
     paths = [path for _, own in variants for path in own]
-    with no_collection():
-        coco = load_annotations(annotations)
+    coco, objects = read_objects(annotations, (task,))
+    objects.check_masks(annotations)
 
     def errors_in(path: str | Path) -> Errors:
-        with no_collection():
-            entries = load_results(path, coco)
-        return errors_of(judge(coco, entries, task), drawn, seed, least_score)
+        found = use_results(path, coco, Detections.joined)
+        if task not in found.tasks:
+            raise ValueError(f"{path}: has detections without a {TASKS[task]}")
+        return errors_of(judge(found, objects, task), drawn, seed, least_score)
 
     with tqdm(total=len(paths), desc="error types", leave=False, disable=not show_progress) as bar:
         found = in_processes(errors_in, paths, lambda path: f"{path}: its evaluation", bar.update)

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .average_precision import Floats
-from .error_types import CLASSIFICATION, LOCALISATION, MISSED, TYPES, Judged
-from .error_types_matching import Indices
+from .error_types import CLASSIFICATION, LOCALISATION, MISSED, TYPES, Indices, Judged
+from .objects import Floats
 
 _RECALLS = np.linspace(0, 1, 101)  # at which pycocotools measures precision
 _WRONG = tuple(range(MISSED))  # the types of wrong detections

@@ -93,17 +93,12 @@ def _announced(results: Sequence[str | Path]) -> set[str]:
 def _evaluate(
     annotations: str | Path, results: Sequence[str | Path], tasks: Iterable[str], check: bool
 ) -> list[_Answer]:
-    with no_collection():
-        coco = load_annotations(annotations)
-        objects = Objects.of(coco, "segm" in tasks)
-    coco.dataset["annotations"] = []  # which take ten times the memory of the objects by columns
-    for index in (coco.anns, coco.imgToAnns, coco.catToImgs):
-        index.clear()
+    coco, objects = read_objects(annotations, tasks)
 
     def evaluate_file(path: str | Path) -> _Answer:
         found, seen = use_results(path, coco, lambda parts: _found(parts, coco, objects, tasks))
-        if "segm" in found and objects.without_mask is not None:
-            raise ValueError(f"{annotations}: annotation {objects.without_mask} has no mask to judge masks by")
+        if "segm" in found:
+            objects.check_masks(annotations)
         evaluations = {task: evaluate_found(Found.joined(parts), objects) for task, parts in found.items()}
         return _Answer(evaluations, seen, check_images(path, seen, coco, annotations) if check else [])
 
@@ -111,6 +106,25 @@ def _evaluate(
     for path, answer in zip(results, answers, strict=True):
         remember(path, annotations, answer.seen)
     return answers
+
+
+def read_objects(annotations: str | Path, tasks: Iterable[str]) -> tuple[COCO, Objects]:
+    """Read annotations, and keep the objects by columns, and of the rest the images and categories.
+
+    Args:
+        annotations: The file of COCO annotations.
+        tasks: 'bbox', 'segm' or both.
+
+    Raises:
+        ValueError: The file cannot be read or is invalid.
+    """
+    with no_collection():
+        coco = load_annotations(annotations)
+        objects = Objects.of(coco, "segm" in tasks)
+    coco.dataset["annotations"] = []  # which take ten times the memory of the objects by columns
+    for index in (coco.anns, coco.imgToAnns, coco.catToImgs):
+        index.clear()
+    return coco, objects
 
 
 def _found(

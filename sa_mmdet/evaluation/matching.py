@@ -1,5 +1,6 @@
 """The matches of detections and objects at all IoU thresholds and ranges of areas, exactly those of pycocotools."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -46,7 +47,7 @@ def match(found: Found, objects: Objects) -> list[Matches]:
         The matches of each category.
     """
     count = len(objects.categories)
-    kept = _best_of_each_image(found)
+    kept = best_of_each_image(found.images, found.categories, found.scores)
     order = kept[np.lexsort((found.images[kept], -found.scores[kept], found.categories[kept]))]
     place = np.full(len(found.images), -1)
     place[order] = np.arange(len(order))
@@ -55,17 +56,19 @@ def match(found: Found, objects: Objects) -> list[Matches]:
     edges = np.flatnonzero(detections >= 0)
     edges = edges[np.argsort(detections[edges], kind="stable")]
     sides = detections[edges], found.objects[edges], found.overlaps[edges]
-    steps = _steps(sides[0], images.astype(np.int64) * count + categories)
+    groups = images.astype(np.int64) * count + categories
     true = np.zeros((len(AREAS), len(order)), np.uint16)
     counted = np.zeros_like(true)
     present = np.zeros((len(AREAS), count, len(objects.images)), np.int32)
     for number, (smallest, largest) in enumerate(AREAS):
         ignored = (objects.crowds > 0) | (objects.areas < smallest) | (objects.areas > largest)
-        matched, own_true = _greedy(*sides, steps, ignored, objects.crowds > 0, len(order))
+        matched = np.zeros(len(order), np.uint16)
+        for which, has_one, chosen in greedy(*sides, groups, ignored, objects.crowds > 0):
+            matched[which] = _BITS @ has_one
+            true[number, which] = _BITS @ (has_one & ~ignored[chosen])
         areas = found.areas[order]
         in_range = (areas >= smallest) & (areas <= largest)
-        true[number] = own_true
-        counted[number] = own_true | np.where(in_range, ~matched & EVERY, 0)
+        counted[number] = true[number] | np.where(in_range, ~matched & EVERY, 0)
         which = objects.groups[~ignored]
         np.add.at(present[number], (which % count, which // count), 1)
     tied = np.zeros(len(order), bool)
@@ -77,11 +80,22 @@ def match(found: Found, objects: Objects) -> list[Matches]:
     ]
 
 
-def _best_of_each_image(found: Found) -> NDArray[np.intp]:
-    """Numbers of the detections that pycocotools looks at: of each image and category those of the highest scores."""
-    order = np.lexsort((-found.scores, found.images, found.categories))
+def best_of_each_image(
+    images: NDArray[np.integer], categories: NDArray[np.integer], scores: Floats
+) -> NDArray[np.intp]:
+    """Numbers of the detections that pycocotools looks at: of each image and category those of the highest scores.
+
+    Args:
+        images: The number of the image of each of D detections.
+        categories: The number of its category.
+        scores: Its score.
+
+    Returns:
+        The numbers, ascending.
+    """
+    order = np.lexsort((-scores, images, categories))
     is_first = np.ones(len(order), bool)
-    for column in (found.images[order], found.categories[order]):
+    for column in (images[order], categories[order]):
         is_first[1:] &= column[1:] == column[:-1]
     is_first[1:] = ~is_first[1:]
     firsts = np.flatnonzero(is_first)
@@ -107,45 +121,43 @@ def _steps(detections: NDArray[np.intp], groups: NDArray[np.int64]) -> NDArray[n
     return rank[inverse]
 
 
-def _greedy(
+def greedy(
     detections: NDArray[np.intp],
     objects: NDArray[np.int64],
     overlaps: Floats,
-    steps: NDArray[np.intp],
+    groups: NDArray[np.int64],
     ignored: NDArray[np.bool_],
     crowds: NDArray[np.bool_],
-    count: int,
-) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Match at all thresholds, in each step one detection of every image and category.
+    thresholds: Floats = THRESHOLDS,
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.bool_], NDArray[np.int64]]]:
+    """Match detections at T thresholds, in each step one detection of every image and category.
 
     Args:
-        detections: The detection of each overlap.
+        detections: The detection of each overlap, ascending; those of a group are in descending order of their scores.
         objects: Its object.
         overlaps: Its size.
-        steps: Its detection's step.
+        groups: For each detection a number for its image and category.
         ignored: For each object whether it is ignored.
         crowds: For each object whether it is a crowd.
-        count: The number of detections.
+        thresholds: The IoU thresholds.
 
-    Returns:
-        For each detection, in bit t, whether it is matched, and whether with an object that is not ignored.
+    Yields:
+        Some of the detections, and, T x as many, whether they are matched, and with which objects.
     """
-    thresholds = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
+    at_least = np.minimum(thresholds, 1 - 1e-10)[:, None]  # as in pycocotools
+    steps = _steps(detections, groups)
     # The order in which a detection would take its objects: the first one that is free is its match.
     order = np.lexsort((-objects, -overlaps, ignored[objects], detections, steps))
     detections, objects, overlaps = detections[order], objects[order], overlaps[order]
-    taken = np.zeros((len(THRESHOLDS), len(ignored)), bool)
-    is_match, is_true = np.zeros(count, np.uint16), np.zeros(count, np.uint16)
+    taken = np.zeros((len(thresholds), len(ignored)), bool)
     bounds = np.flatnonzero(np.diff(steps[order], prepend=-1, append=-1))
     for begin, end in pairwise(bounds):
         own, sides = objects[begin:end], detections[begin:end]
         firsts = np.flatnonzero(np.diff(sides, prepend=-1))
-        free = (overlaps[begin:end] >= thresholds) & ~(taken[:, own] & ~crowds[own])
+        free = (overlaps[begin:end] >= at_least) & ~(taken[:, own] & ~crowds[own])
         nearest = np.minimum.reduceat(np.where(free, np.arange(end - begin), end - begin), firsts, 1)
         has_one = nearest < end - begin
         chosen = own[np.where(has_one, nearest, 0)]
         rows, columns = has_one.nonzero()
         taken[rows, chosen[rows, columns]] = True
-        is_match[sides[firsts]] = _BITS @ has_one
-        is_true[sides[firsts]] = _BITS @ (has_one & ~ignored[chosen])
-    return is_match, is_true
+        yield sides[firsts], has_one, chosen

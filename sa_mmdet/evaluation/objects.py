@@ -1,6 +1,7 @@
 """The objects of a data set by columns, and which of them the detections overlap."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,18 @@ class Objects:
             without_mask,
         )
 
+    def check_masks(self, annotations: str | Path) -> None:
+        """Refuse objects without a mask where masks are to be judged.
+
+        Args:
+            annotations: The file of annotations, for the error.
+
+        Raises:
+            ValueError: An object has no mask.
+        """
+        if self.without_mask is not None:
+            raise ValueError(f"{annotations}: annotation {self.without_mask} has no mask to judge masks by")
+
 
 @dataclass
 class Found:
@@ -86,16 +99,7 @@ class Found:
             objects: The objects.
             task: 'bbox' or 'segm'.
         """
-        count = len(some.images)
-        images = np.fromiter(map(objects.images.__getitem__, some.images), np.int32, count)
-        categories = np.fromiter(map(objects.categories.__getitem__, some.categories), np.int32, count)
-        if task == "segm":
-            masks: Any = some.masks
-            parts = [coder.area(masks[begin : begin + _AT_ONCE]) for begin in range(0, count, _AT_ONCE)]
-            areas = np.concatenate([np.zeros(0), *parts])
-        else:
-            boxes: Any = some.boxes
-            areas = boxes[:, 2] * boxes[:, 3]
+        images, categories, areas = numbered(some, objects, task)
         groups = images.astype(np.int64) * len(objects.categories) + categories
         return cls(images, categories, some.scores, areas, *_overlaps(groups, some, objects, task))
 
@@ -107,6 +111,29 @@ class Found:
             part.detections += offset
         names = ("images", "categories", "scores", "areas", "detections", "objects", "overlaps")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def numbered(some: Detections, objects: Objects, task: str) -> tuple[NDArray[np.int32], NDArray[np.int32], Floats]:
+    """The numbers of the images and categories of detections, and their areas in pixels.
+
+    Args:
+        some: The detections, which have boxes or masks, whichever the task is about.
+        objects: The objects.
+        task: 'bbox' or 'segm'.
+    """
+    count = len(some.images)
+    if task == "segm":
+        masks: Any = some.masks
+        parts = [coder.area(masks[begin : begin + _AT_ONCE]) for begin in range(0, count, _AT_ONCE)]
+        areas = np.concatenate([np.zeros(0), *parts])
+    else:
+        boxes: Any = some.boxes
+        areas = boxes[:, 2] * boxes[:, 3]
+    return (
+        np.fromiter(map(objects.images.__getitem__, some.images), np.int32, count),
+        np.fromiter(map(objects.categories.__getitem__, some.categories), np.int32, count),
+        areas,
+    )
 
 
 def _overlaps(

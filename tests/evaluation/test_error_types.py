@@ -14,9 +14,11 @@ from made_up_coco import detections, made_up, rectangle
 from places import Tool
 from pycocotools.coco import COCO
 
+from sa_mmdet.coco_format import Detections
 from sa_mmdet.evaluation import evaluate
-from sa_mmdet.evaluation.error_types import SIZES, TYPES, judge
+from sa_mmdet.evaluation.error_types import SIZES, TYPES, Judged, judge
 from sa_mmdet.evaluation.error_types_mended import ONE_BY_ONE, mended_precision
+from sa_mmdet.evaluation.objects import Objects
 
 TOOL = "analysis_tools/compare_results.py"
 CAT, DOG = 1, 2
@@ -174,6 +176,10 @@ def coco_of(truth: Entry) -> COCO:
     return coco
 
 
+def judged_of(truth: Entry, found: list[Entry], task: str) -> Judged:
+    return judge(Detections.of(found), Objects.of(coco_of(truth), with_masks=task == "segm"), task)
+
+
 def plain(entries: list[Entry], seed: int = 0) -> list[Entry]:
     """Boxes alone, with scores that all differ."""
     scores = np.random.default_rng(seed).permutation(len(entries)) / len(entries)
@@ -195,7 +201,7 @@ def test_costs_and_numbers_beside_loops(size: str, seed: int) -> None:
     truth = made_up(25, seed=seed)
     found = many(truth, seed)
     number = SIZES.index(size)
-    judged = judge(coco_of(truth), found, "bbox")
+    judged = judged_of(truth, found, "bbox")
     facts, objects = slow_errors.facts(truth, found, size)
     for kind, name in enumerate(TYPES[:-1]):
         own = judged.counts[number] & (judged.kinds[number] == kind)
@@ -213,7 +219,7 @@ def test_costs_and_numbers_beside_loops(size: str, seed: int) -> None:
 def test_nothing_is_left_when_all_errors_are_mended(noise: float, task: str) -> None:
     truth = made_up(40)
     found = detections(truth, noise)
-    judged = judge(coco_of(truth), found, task)
+    judged = judged_of(truth, found, task)
     for size in range(len(SIZES)):
         values = mended_precision(judged, size, np.ones((1, 40)), [range(len(TYPES))])
         np.testing.assert_allclose(values[np.isfinite(values)], 1, rtol=0, atol=1e-12)
@@ -225,7 +231,7 @@ def test_nothing_mended_is_pycocotools_ap50_with_equal_scores_and_too_many_detec
     truth = made_up(30)
     found = detections(truth, 0.1)
     found += [dict(found[0], score=0.5) for _ in range(150)]  # of which pycocotools takes the first 100
-    judged = judge(coco_of(truth), found, task)
+    judged = judged_of(truth, found, task)
     values = mended_precision(judged, 0, np.ones((1, 30)))[0, :, 0]
     assert np.nanmean(values) == pytest.approx(evaluate(coco_of(truth), found, task).points["AP50"], abs=1e-12)
 
@@ -234,7 +240,7 @@ def test_a_resample_equals_a_data_set_with_repeated_images() -> None:
     truth = made_up(12, seed=4)
     found = many(truth, 4)
     weights = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), 3)
-    judged = judge(coco_of(truth), found, "bbox")
+    judged = judged_of(truth, found, "bbox")
     for size in SIZES:
         values = mended_precision(judged, SIZES.index(size), weights.astype(float))
         fast = mended_precision(judged, SIZES.index(size), weights.astype(np.float32))
