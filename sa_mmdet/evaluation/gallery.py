@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from pycocotools import mask
 from pycocotools.coco import COCO
 
-from sa_mmdet.coco_format import leads_inside, load_annotations, load_results
+from sa_mmdet.coco_format import Detections, leads_inside, load_annotations, use_results
 from sa_mmdet.messages import short
 
+from .processes import in_processes, no_collection
 from .runs import Run
 
-Detections = Mapping[int, Sequence[Mapping[str, Any]]]  # by the image's id
+Counts = dict[Any, tuple[int, int, int]]  # by the image's id: right and wrong detections, and missed objects
 _LOWEST_SCORE = 0.3  # detections with a lower score are neither drawn nor counted
 _WIDTH, _HEIGHT = 640, 1920  # the largest size of an image in the gallery, in pixels
 _FAR = 1_000_000  # the largest coordinate that OpenCV can draw, in pixels
@@ -38,10 +40,18 @@ def gallery(
         For each image its 'name' and its 'panels', one for the ground truth and one per run, each with a 'title' and
         the image as a data URL in 'data'; and notes about images that are not shown.
     """
-    coco = load_annotations(annotations)
-    found = [_by_image(load_results(str(run.results(task)), coco)) for run in runs]
+    with no_collection():
+        coco = load_annotations(annotations)
     truth = {image: coco.imgToAnns.get(image, []) for image in coco.getImgIds()}
-    counts = [{image: _counts(truth[image], own.get(image, [])) for image in truth} for own in found]
+
+    def counted(path: str) -> tuple[Detections, Counts]:
+        found = _likely(use_results(path, coco, Detections.joined))
+        rows = _by_image(found)
+        return found, {image: _counts(truth[image], found, rows.get(image, [])) for image in truth}
+
+    paths = [str(run.results(task)) for run in runs]
+    answers = in_processes(counted, paths, lambda path: f"{path}: its comparison with the images")
+    counts = [own for _, own in answers]
     balances = {image: [right - wrong for right, wrong, _ in (own[image] for own in counts)] for image in truth}
     spread = {image: max(own) - min(own) for image, own in balances.items()}
     folder, root = _image_folder(runs[0]), _root(runs[0])
@@ -63,10 +73,10 @@ def gallery(
         objects = sum(not one.get("iscrowd") for one in truth[image])
         title = f"ground truth: {objects} object{'' if objects == 1 else 's'}"
         panels = [dict(title=title, data=_drawn(pixels, truth[image], coco))]
-        for name, own, numbers in zip(names, found, counts, strict=True):
+        for name, (found, numbers) in zip(names, answers, strict=True):
             right, wrong, missed = numbers[image]
             title = f"{name}: {right} right, {wrong} wrong, {missed} missed"
-            panels.append(dict(title=title, data=_drawn(pixels, own.get(image, []), coco)))
+            panels.append(dict(title=title, data=_drawn(pixels, _entries(found, image), coco)))
         shown.append(dict(name=path.name, panels=panels))
     notes = []
     if elsewhere:
@@ -79,12 +89,31 @@ def gallery(
     return shown, notes
 
 
-def _by_image(entries: Sequence[dict[str, Any]]) -> Detections:
-    found: dict[int, list[dict[str, Any]]] = {}
-    for entry in entries:
-        if entry["score"] >= _LOWEST_SCORE and "bbox" in entry:
-            found.setdefault(entry["image_id"], []).append(entry)
-    return found
+def _likely(found: Detections) -> Detections:
+    """The detections that are counted and drawn: their scores are not too low, and they have boxes."""
+    if found.boxes is None:
+        return Detections.of([])
+    [chosen] = np.nonzero(found.scores >= _LOWEST_SCORE)
+    images, categories = ([ids[row] for row in chosen] for ids in (found.images, found.categories))
+    return Detections(images, categories, found.scores[chosen], found.boxes[chosen], None)
+
+
+def _by_image(found: Detections) -> dict[Any, list[int]]:
+    """For each image the numbers of its detections, by descending scores."""
+    rows: dict[Any, list[int]] = {}
+    for row in np.argsort(-found.scores, kind="stable").tolist():
+        rows.setdefault(found.images[row], []).append(row)
+    return rows
+
+
+def _entries(found: Detections, image: Any) -> list[dict[str, Any]]:
+    """The detections of an image as COCO's entries, in the order of the file."""
+    boxes: Any = found.boxes
+    return [
+        dict(category_id=found.categories[row], score=found.scores[row], bbox=boxes[row].tolist())
+        for row, own in enumerate(found.images)
+        if own == image
+    ]
 
 
 def _image_folder(run: Run) -> Path:
@@ -116,17 +145,20 @@ def _is_in(path: str | Path, folder: Path) -> bool:
     return Path(path).resolve().is_relative_to(folder.resolve())
 
 
-def _counts(truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
+def _counts(truth: Sequence[Mapping[str, Any]], found: Detections, rows: Sequence[int]) -> tuple[int, int, int]:
     """How many detections match an object of their class at an IoU of 0.5, how many do not, and how many are missed."""
-    free = [one for one in truth if not one.get("iscrowd")]
-    right = 0
-    for entry in sorted(found, key=lambda entry: -entry["score"]):
-        same = [one for one in free if one["category_id"] == entry["category_id"]]
-        matches = [one for one in same if mask.iou([entry["bbox"]], [one["bbox"]], [0]) >= 0.5]
-        if matches:
-            free.remove(matches[0])
-            right += 1
-    return right, len(found) - right, len(free)
+    objects = [one for one in truth if not one.get("iscrowd")]
+    boxes: Any = found.boxes
+    if not objects or not rows:
+        return 0, len(rows), len(objects)
+    overlaps = mask.iou(boxes[rows], np.array([one["bbox"] for one in objects], np.float64), [0] * len(objects))
+    free = set(range(len(objects)))
+    for row, near in zip(rows, (overlaps >= 0.5).tolist(), strict=True):
+        category = found.categories[row]
+        same = (number for number in sorted(free) if near[number] and objects[number]["category_id"] == category)
+        free.discard(next(same, -1))
+    right = len(objects) - len(free)
+    return right, len(rows) - right, len(free)
 
 
 def _drawn(image: Any, entries: Sequence[Mapping[str, Any]], coco: COCO) -> str:
