@@ -42,7 +42,28 @@ def on_blood_cells(bccd: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     return Trained(configs, [*options(3), *SMALL, "default_hooks.checkpoint.max_keep_ckpts=3"])
 
 
-@pytest.fixture(params=["on_shapes", "on_blood_cells"])
+@pytest.fixture
+def on_coco128(coco128: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    annotations = coco128 / "annotations" / "instances_train2017.json"
+    configs = []
+    for name in ("faster-rcnn_r50_fpn_1x_coco", "faster-rcnn_sa-r50_fpn_1x_coco"):
+        own = tmp_path / f"{name.replace('50_fpn_1x_coco', '18_coco128')}.py"
+        lines = [f"_base_ = [{str(CONFIGS / 'faster_rcnn' / f'{name}.py')!r}]"]
+        lines += ["model = dict(backbone=dict(depth=18, init_cfg=None), neck=dict(in_channels=[64, 128, 256, 512]))"]
+        for part in ("train", "val", "test"):
+            data = f"data_root={str(coco128)!r}, ann_file={str(annotations)!r}, data_prefix=dict(img='train2017/')"
+            lines += [f"{part}_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict({data}))"]
+        lines += [f"{part}_evaluator = dict(ann_file={str(annotations)!r})" for part in ("val", "test")]
+        own.write_text("\n".join(lines))
+        configs.append(own)
+    few = ["train_dataloader.dataset.pipeline.2.scale=(160,120)"]
+    few += [f"{part}_dataloader.dataset.pipeline.1.scale=(160,120)" for part in ("val", "test")]
+    few += ["model.test_cfg.rcnn.score_thr=0.0", "model.test_cfg.rpn.nms_pre=100", "model.test_cfg.rpn.max_per_img=50"]
+    return Trained(configs, [*options(5), *few, "default_hooks.checkpoint.max_keep_ckpts=3"])
+
+
+@pytest.fixture(params=["on_shapes", "on_blood_cells", "on_coco128"])
 def trained(request: pytest.FixtureRequest) -> Trained:
     found: Trained = request.getfixturevalue(request.param)
     return found
