@@ -163,6 +163,7 @@ def test_what_cannot_be_folded_is_exported_as_it_was_trained(name: str, tool: To
     assert "largest difference on 1 images" in printed
 
 
+@pytest.mark.long
 @needs.onnx
 @pytest.mark.filterwarnings("ignore")
 def test_the_check_finds_mistakes_in_folding(

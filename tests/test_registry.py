@@ -58,7 +58,7 @@ assert types["sa_mmdet.CBAM"] is sa_mmdet.attention.CBAM and "CBAM" not in types
 """
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ["before", pytest.param("after", marks=pytest.mark.long)])
 @pytest.mark.parametrize("registry", ["mmengine", pytest.param("mmdet", marks=pytest.mark.long)])
 def test_each_keeps_its_own(order: str, registry: str) -> None:
     command = [sys.executable, "-c", CODE, order, registry]

@@ -34,6 +34,7 @@ def test_folded_variants_are_measured_in_inference_alone() -> None:
     assert [sorted(found[variant]) for variant in found] == [["inference", "training"]] * 2 + [["inference"]] * 2
 
 
+@pytest.mark.long
 @needs.onnx
 def test_variants_in_onnx_runtime_compute_what_those_in_pytorch_do() -> None:
     step: Any = make_step("backbone", "folded-onnxruntime", "inference", (64, 96), 2, "cpu", "float32")
@@ -72,6 +73,7 @@ def test_the_published_variant_is_shuffle_attention() -> None:
     torch.testing.assert_close(published(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.long
 def test_the_memory_of_a_training_step_is_that_of_its_tensors() -> None:
     peak = benchmark("operator", (256, 256), 1, [], repeats=1)["plain"]["memory"]["peak_mib"]
     # The inputs of the four blocks' ends take 15/8 of 4 MiB; a step needs a few more tensors of their size, not 50.

@@ -64,6 +64,7 @@ def test_every_cell_of_table_3(row: dict[str, str]) -> None:
     assert found.total / 1e9 == pytest.approx(float(row["gflops"]), rel=2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "giga"),
     [

@@ -513,7 +513,7 @@ def test_compile_and_export_see_one_operator_per_block(pair: Pair) -> None:
 
 @needs.onnx
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("dynamo", [pytest.param(True, marks=pytest.mark.long), False])
 def test_a_users_own_onnx_export(dynamo: bool, tmp_path: Path) -> None:
     import onnxruntime
 

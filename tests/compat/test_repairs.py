@@ -31,6 +31,7 @@ def run(code: str) -> str:
     return result.stdout
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 def test_importing_changes_nothing_for_several_processes_until_a_launcher_starts() -> None:
     said = run("""

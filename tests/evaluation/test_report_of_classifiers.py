@@ -175,6 +175,7 @@ def test_of_many_classes_the_largest_confusions_are_listed(tool: Tool, tmp_path:
     ]
 
 
+@pytest.mark.long
 def test_without_predictions_the_logs_are_shown_beside_the_paper_and_nothing_is_judged(
     tool: Tool, tmp_path: Path
 ) -> None:
@@ -387,6 +388,7 @@ def test_different_images_are_neither_judged_nor_put_side_by_side(tool: Tool, tm
     assert page.titles == ["Runs", "Provenance"]
 
 
+@pytest.mark.long
 def test_predictions_that_cannot_be_read_leave_their_run_out(tool: Tool, tmp_path: Path) -> None:
     folders = study(tmp_path)
     (folders[3] / "results.pkl").write_bytes(b"no pickle")
@@ -401,6 +403,7 @@ def test_predictions_that_cannot_be_read_leave_their_run_out(tool: Tool, tmp_pat
     assert any("none, with which the others are compared, has no predictions" in note for note in page.notes)
 
 
+@pytest.mark.long
 def test_predictions_that_are_missing_are_named(tool: Tool, tmp_path: Path) -> None:
     folders = study(tmp_path)
     (folders[3] / "results.pkl").unlink()
@@ -412,6 +415,7 @@ def test_predictions_that_are_missing_are_named(tool: Tool, tmp_path: Path) -> N
     assert "1 against 2 runs: not told apart: a single run" in page.verdicts[0]
 
 
+@pytest.mark.long
 def test_what_would_count_twice_does_not(tool: Tool, tmp_path: Path) -> None:
     folders = study(tmp_path)
     again = write_classifier(tmp_path / "again" / "seed2", SA, 2)

@@ -52,6 +52,7 @@ def test_different_detectors_are_compared_and_said_to_differ(page: Any) -> None:
     assert NOTE not in text
 
 
+@pytest.mark.long
 def test_runs_that_were_trained_differently_are_different_variants(page: Any) -> None:
     pafpn, longer = dict(model=dict(neck=dict(type="PAFPN"))), dict(train_cfg=dict(max_epochs=24))
     text = page(

@@ -118,6 +118,7 @@ def test_places_that_are_listed_take_attention(tool: Tool, tmp_path: Path) -> No
     assert "predictions: equal" in printed
 
 
+@pytest.mark.long
 def test_one_attention_in_the_place_of_another(tool: Tool, tmp_path: Path) -> None:
     config, checkpoint = detector(tmp_path, "efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco", EFFICIENT)
     replace = ("--replace", "backbone.layers.*.*.se")
@@ -163,6 +164,7 @@ def test_what_does_not_fit_writes_nothing(tool: Tool, retinanet: tuple[Path, Pat
     assert not out.exists()
 
 
+@pytest.mark.long
 def test_attention_is_not_inserted_twice(tool: Tool, retinanet: tuple[Path, Path]) -> None:
     config, checkpoint = retinanet
     out = config.parent / "out"

@@ -50,6 +50,7 @@ def test_an_incomplete_environment_is_made_again_and_a_users_is_left_alone(chose
     assert (chosen.venv / "install.log").read_text() == "kept"
 
 
+@pytest.mark.long
 def test_packages_that_a_killed_pip_left_incomplete_are_removed(
     chosen: settings.Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

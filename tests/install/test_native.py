@@ -59,6 +59,7 @@ def checkout(tmp_path: Path, chosen: settings.Settings, monkeypatch: pytest.Monk
     return Checkout(tmp_path / "a checkout", chosen, monkeypatch)
 
 
+@pytest.mark.long
 def test_they_are_compiled_once_and_anew_after_a_change(checkout: Checkout) -> None:
     assert checkout.compile() == 1
     assert checkout.library.read_bytes() == b"library"

@@ -151,6 +151,7 @@ def test_openmim_finds_the_checkout(tmp_path: Path) -> None:
     assert Path(result.stdout.strip(), ".mim", "model-index.yml").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "positional", "launcher_argument"),
     [

@@ -116,7 +116,13 @@ def test_every_row_of_the_senet_article_is_in_a_study() -> None:
             )
 
 
-@pytest.mark.parametrize(("images", "said"), [(50_000, "the SENet article has 77.7 top1, measured"), (48, "48 images")])
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        pytest.param(50_000, "the SENet article has 77.7 top1, measured", marks=pytest.mark.long),
+        (48, "48 images"),
+    ],
+)
 def test_figures_of_imagenet_stand_beside_all_of_its_images_alone(images: int, said: str, tmp_path: Path) -> None:
     [group] = groups_of("senet-excitation")
     labels = np.arange(images) % 10
@@ -135,6 +141,7 @@ def test_figures_of_imagenet_stand_beside_all_of_its_images_alone(images: int, s
     assert said in lines[0]
 
 
+@pytest.mark.long
 def test_a_table_is_trained_and_judged_beside_the_papers_figures(coco: Coco, tool: Tool, tmp_path: Path) -> None:
     work = tmp_path / "work"
     arguments = (TOOL, "--paper", "table4", "--work-dir", work, "--resamples", 20, *coco.options)
@@ -178,6 +185,7 @@ def test_a_table_is_trained_and_judged_beside_the_papers_figures(coco: Coco, too
     assert not coco.begun
 
 
+@pytest.mark.long
 def test_the_plan_says_what_a_table_takes_before_coco_is_here(tool: Tool, tmp_path: Path) -> None:
     status, said, errors = tool(TOOL, "--paper", "table3", "--plan-only", "--work-dir", tmp_path / "work", "--jobs", 8)
     assert status == 0, errors

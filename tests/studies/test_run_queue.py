@@ -112,6 +112,7 @@ def study(tmp_path: Path) -> Iterator[Study]:
 NAMES = ["plain/seed0", "sa/seed0", "plain/seed1", "sa/seed1"]
 
 
+@pytest.mark.long
 def test_two_commands_share_the_work_and_status_tells_of_it(study: Study) -> None:
     first = study.begin("--jobs", 2)
     study.wait_for(2)

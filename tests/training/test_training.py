@@ -76,6 +76,7 @@ def test_a_run_that_was_killed_resumes_and_its_checkpoint_gives_its_metrics(user
     assert {key: reported[key] for key in metrics} == {key: actual[key] for key in metrics}
 
 
+@pytest.mark.long
 def test_a_missing_image_stops_the_run_before_its_first_step(user_config: Path) -> None:
     config = user_config.with_name("missing.py")
     config.write_text(user_config.read_text() + '\ncustom_hooks = [dict(type="CheckDataset")]\n')
