@@ -109,6 +109,12 @@ def run(arguments: Sequence[str], log: Path, variables: Mapping[str, str] | None
             _running.discard(process)
 
 
+def was_stopped(status: int) -> bool:
+    """Whether a command that ended with an exit status did so since it, or this process, was told to end."""
+    told = (signal.SIGTERM, signal.SIGINT)
+    return status != 0 and (_ending.is_set() or status in [*(-number for number in told), *(128 + n for n in told)])
+
+
 @contextmanager
 def passing_on_termination() -> Iterator[None]:
     """Pass SIGTERM on to all trainings, which then save where they are, and raise :class:`Terminated` here."""

@@ -17,7 +17,7 @@ from sa_mmdet.atomic_write import atomic_write_text
 from .checkpoints import remove_checkpoints
 from .launching import environment
 from .training import FAILED, LOGS, Training
-from .trainings import train_and_test
+from .trainings import StoppedError, train_and_test
 
 _ASK_AGAIN = 5.0  # seconds until a run that another process has is looked at again
 _LOOKED_AT = 1.0  # seconds within which those let go of it that only look whether it is running
@@ -176,10 +176,12 @@ def _one(run: Training, variables: dict[str, str], descriptor: int, screen: Scre
         if done:
             run.note(seconds=seconds + run.seconds)
     except (OSError, ValueError) as error:
+        stopped = isinstance(error, StoppedError)
         with suppress(OSError):  # of a full disk
             run.note(seconds=time.monotonic() - began + run.seconds)
-            atomic_write_text(failed, f"{error}\n")
-        screen.say(f"{run.name}: failed: {error}")
+            if not stopped:
+                atomic_write_text(failed, f"{error}\n")
+        screen.say(f"{run.name}: {'stopped' if stopped else f'failed: {error}'}")
         return [str(error)]
     finally:
         screen.ends(run)

@@ -198,6 +198,10 @@ def _take_results(training: Training) -> None:
         path.replace(training.folder / path.name)
 
 
+class StoppedError(ValueError):
+    """A training or test was told to end, which is no failure: it goes on when it is called again."""
+
+
 class _Tools:
     """Runs train.py and test.py for a training; what they print is appended to logs in its work directory."""
 
@@ -211,6 +215,8 @@ class _Tools:
         log = folder / LOGS[name]
         command = launching.command(self._tools / f"{name}.py", self._training.processes, arguments)
         status = launching.run(command, log, self._variables, self._descriptors)
+        if launching.was_stopped(status):
+            raise StoppedError(f"{folder}: {name}.py was told to end: run this again to continue")
         if status:
             raise ValueError(
                 f"{folder}: {name}.py {arguments[0]} ended with status {status}{_last_error(log)}: see {log}, and run "

@@ -53,7 +53,7 @@ def by_pytorch(name: str, shape: tuple[int, int] = SHAPE) -> float:
         pytest.param("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", [], marks=pytest.mark.long),
         pytest.param("solo/decoupled-solo-light_r50_fpn_3x_coco.py", [], marks=pytest.mark.long),
         pytest.param("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", [], marks=pytest.mark.long),
-        ("sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py", []),
+        pytest.param("sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py", [], marks=pytest.mark.long),
         ("detr/detr_r50_8xb2-150e_coco.py", []),
     ],
 )

@@ -118,7 +118,7 @@ def test_channels_last_half_precision_and_empty_batches(variant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", [name if name in ("SA", "SGE") else pytest.param(name, marks=pytest.mark.long) for name in VARIANTS]
+    "variant", [name if name == "SA" else pytest.param(name, marks=pytest.mark.long) for name in VARIANTS]
 )
 def test_transforms_and_compilers_see_what_they_know(variant: str) -> None:
     fused, plain = pair(variant)

@@ -175,7 +175,7 @@ print(type(torch.load(file, weights_only=True)) is Mine)
 
 
 @pytest.mark.skipif(needs.OLD, reason="add_safe_globals takes names from PyTorch 2.6 on")
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ["before", pytest.param("after", marks=pytest.mark.long)])
 @pytest.mark.parametrize("seed", [3, *(pytest.param(seed, marks=pytest.mark.long) for seed in (0, 1, 2, *range(4, 9)))])
 def test_what_the_user_allows_is_not_contradicted(order: str, seed: int) -> None:
     """Of two entries of one name, PyTorch takes either, by the order of a set, which changes with the hash seed."""

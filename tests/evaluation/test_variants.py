@@ -70,6 +70,7 @@ def test_runs_that_were_trained_differently_are_different_variants(page: Any) ->
     assert "for 3 variants" in text
 
 
+@pytest.mark.long
 def test_a_run_of_another_machine_is_of_the_same_variant(page: Any) -> None:
     moved = dict(
         train_dataloader=dict(num_workers=7, dataset=dict(data_root="/elsewhere/coco/")),

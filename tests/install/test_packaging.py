@@ -78,6 +78,7 @@ def test_the_wheel_contains_files_where_the_checkout_has_links(wheel: Path) -> N
     assert not any(name.startswith(("tests/", "configs/", "tools/")) for name in names)
 
 
+@pytest.mark.long
 @by_name
 def test_search(installed: dict[str, str], tmp_path: Path) -> None:
     found = mim(installed, tmp_path, "search", "sa_mmdet", "--valid-config")

@@ -157,6 +157,19 @@ def test_a_task_of_slurm_begins_its_run_while_others_look_at_its_state(study: St
     assert (folder / "results.bbox.json").is_file(), printed
 
 
+def test_a_run_that_was_told_to_end_is_stopped_and_not_failed(study: Study) -> None:
+    task = study.begin("--run", 1)
+    study.wait_for(1)
+    task.terminate()
+    printed, _ = task.communicate()
+    assert task.returncode == 143
+    assert "plain/seed0: stopped" in printed
+    assert "failed" not in printed
+    folder = study.work / "plain" / "seed0"
+    assert (folder / "train.log").is_file()
+    assert not (folder / "failed.txt").exists()
+
+
 @pytest.mark.long
 def test_a_training_whose_driver_was_killed_is_not_begun_again(study: Study) -> None:
     first = study.begin()

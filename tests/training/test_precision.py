@@ -91,6 +91,7 @@ def test_autocast(backbone: Any, dtype: torch.dtype) -> None:
     assert all(0 < relative(one, other) < tolerance for one, other in zip(actual, expected, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.__version__.startswith("2.4."), reason="2.4 returns two of the four maps of any ResNet")
 def test_one_graph_for_all_sizes(backbone: Any) -> None:
     counter = dynamo.CompileCounter()

@@ -10,6 +10,7 @@ from mmcv_without_operators import MMCV, needs_compiled, python
 from sa_mmdet.compat.mmcv_operators import __main__ as command
 
 
+@pytest.mark.long
 def test_a_file_in_mmcvs_folder_serves_programs_that_import_mmdet_first(bare: Path) -> None:
     file, metadata = bare / "mmcv" / "_ext.py", bare / "mmcv_lite-2.1.0.dist-info"
     metadata.mkdir()

@@ -61,6 +61,7 @@ def test_a_broken_extension_is_not_masked(bare: Path, name: str, content: str, m
     assert message in error
 
 
+@pytest.mark.long
 def test_a_torchvision_that_does_not_import_is_named(bare: Path) -> None:
     (bare / "torchvision" / "ops.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     result = python("import sa_mmdet", bare)
