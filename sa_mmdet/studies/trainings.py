@@ -72,14 +72,14 @@ def train_and_test(
 
 
 def tested_checkpoint(folder: Path) -> Path:
-    """The checkpoint that MMEngine recorded as the last; in a folder that was moved since, it lies in the folder.
+    """The checkpoint that MMEngine recorded as the last: the folder's own of this name, since a folder may be a copy.
 
     Args:
         folder: The work directory of a training that ended.
     """
     recorded = Path((folder / _LAST).read_text().strip())
-    moved = folder / recorded.name
-    return moved if not recorded.is_file() and moved.is_file() else recorded
+    own = folder / recorded.name
+    return own if own.is_file() else recorded
 
 
 def results_prefix(training: Training) -> str:
