@@ -70,7 +70,7 @@ class Training:
         return epochs if isinstance(epochs, int) and not (isinstance(found, dict) and found.get("max_iters")) else 0
 
     def facts(self) -> dict[str, Any]:
-        """What was noted of its earlier starts: 'processes', and 'seconds' that they took together."""
+        """What was noted of its earlier starts: 'processes', 'seconds' in all, and whether it is 'trained'."""
         try:
             found = read_json(self.folder / _FACTS)
         except (OSError, ValueError):

@@ -53,11 +53,14 @@ def train_and_test(
     training.note(processes=training.processes)
     # The last of several values of a key counts.
     seeded = ("--cfg-options", *training.options, f"randomness.seed={training.seed}")
-    run("train", training.config, "--work-dir", folder, "--resume", *seeded)
     last = folder / _LAST
+    # A training that a hook ended early, such as MMEngine's EarlyStoppingHook, would go on.
+    if not (training.facts().get("trained") is True and last.is_file() and tested_checkpoint(folder).is_file()):
+        run("train", training.config, "--work-dir", folder, "--resume", *seeded)
     if not last.is_file():
         raise ValueError(f"{folder}: the training left no checkpoint")
     check_settings(training)  # train.py reads the config anew, which may have been edited since this study began
+    training.note(trained=True)
     # The test writes into another folder, so that a result file in the work directory is always complete.
     if training.evaluator:
         prefix = f"{training.evaluator}.outfile_prefix={results_prefix(training)}"

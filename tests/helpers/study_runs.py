@@ -51,6 +51,7 @@ class Runs:
             assert "--resume" in command
             assert f"randomness.seed={run.name.removeprefix('seed')}" in command
             (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
+            (folder / "epoch_1.pth").touch()
             record(cfg, folder / "20260101_000000")
         else:
             evaluator = coco_evaluator(cfg)
