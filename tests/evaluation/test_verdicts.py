@@ -56,6 +56,42 @@ def test_variants_that_scatter_unevenly(seeds: int, variants: int) -> None:
     assert 0.02 <= found.false <= 0.12
 
 
+def accuracies(generator: np.random.Generator, images: int, seeds: int) -> tuple[list[Any], list[Any]]:
+    """Runs of two equal classifiers, each right about an image with the image's own probability, and resamples."""
+    probability = generator.beta(0.3, 0.3, images)
+    right = [(generator.random((seeds, images)) < probability).astype(float) for _ in range(2)]
+    weights = generator.multinomial(images, np.full(images, 1 / images), 200) / images
+    return [own.mean(1) for own in right], [own @ weights.T for own in right]
+
+
+@pytest.mark.parametrize(
+    ("images", "seeds", "studies"),
+    [(45, 2, 300), *(pytest.param(n, s, 1000, marks=pytest.mark.long) for n in (30, 45, 120, 1000) for s in (2, 3))],
+)
+def test_few_verdicts_on_accuracies_are_false(images: int, seeds: int, studies: int) -> None:
+    generator, false = np.random.default_rng(0), 0
+    for _ in range(studies):
+        runs, draws = accuracies(generator, images, seeds)
+        found = row(runs, variance(runs, draws, images), 0.95)
+        false += not found["low"] <= 0 <= found["high"]
+    print(f"\n| {images} | {seeds} | {100 * false / studies:.1f} |")
+    assert 0.015 <= false / studies <= 0.08
+
+
+def test_runs_that_are_right_equally_often_by_chance_are_not_sure() -> None:
+    right = np.zeros((4, 45))
+    right[0, :34] = right[1, 5:39] = 1  # 34 of 45 in both, but not the same
+    right[2, :35] = right[3, 5:40] = 1
+    weights = np.random.default_rng(0).multinomial(45, np.full(45, 1 / 45), 200) / 45
+    runs, draws = (list(np.split(own, 2)) for own in (right.mean(1), right @ weights.T))
+    found = row(runs, variance(runs, draws, 45), 0.95)
+    assert found["low"] < -0.05
+    assert found["high"] > 0.05
+    assert found["p"] > 0.5
+    same = [np.repeat(own[:1], 2, 0) for own in draws]  # the runs of each variant are one run, copied
+    assert variance(runs, same, 45).seed == 0
+
+
 def test_true_differences_are_found_and_a_single_run_never_judges() -> None:
     world = Simulation(*WORLDS["tastes"])
     found = [word(world.study(2, 5, 0.02)[0], 0.95) for _ in range(50)]
