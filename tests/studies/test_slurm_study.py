@@ -61,6 +61,7 @@ def on_coco128(coco128: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     few += [f"{part}_dataloader.dataset.pipeline.1.scale=(160,120)" for part in ("val", "test")]
     few += ["model.test_cfg.rcnn.score_thr=0.0", "model.test_cfg.rpn.nms_pre=100", "model.test_cfg.rpn.max_per_img=50"]
     few += ["model.train_cfg.rcnn.sampler.num=32", "model.train_cfg.rpn_proposal.max_per_img=50"]
+    few += ["train_dataloader.dataset.indices=60", "val_dataloader.dataset.indices=8"]
     return Trained(configs, [*options(5), *few, "default_hooks.checkpoint.max_keep_ckpts=3"])
 
 
