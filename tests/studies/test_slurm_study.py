@@ -50,7 +50,8 @@ def on_coco128(coco128: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("faster-rcnn_r50_fpn_1x_coco", "faster-rcnn_sa-r50_fpn_1x_coco"):
         own = tmp_path / f"{name.replace('50_fpn_1x_coco', '18_coco128')}.py"
         lines = [f"_base_ = [{str(CONFIGS / 'faster_rcnn' / f'{name}.py')!r}]"]
-        lines += ["model = dict(backbone=dict(depth=18, init_cfg=None), neck=dict(in_channels=[64, 128, 256, 512]))"]
+        backbone = f"dict(depth=18, init_cfg=None{', groups=16' * ('sa-' in name)})"
+        lines += [f"model = dict(backbone={backbone}, neck=dict(in_channels=[64, 128, 256, 512]))"]
         for part in ("train", "val", "test"):
             data = f"data_root={str(coco128)!r}, ann_file={str(annotations)!r}, data_prefix=dict(img='train2017/')"
             lines += [f"{part}_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict({data}))"]
@@ -62,7 +63,7 @@ def on_coco128(coco128: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     few += ["model.test_cfg.rcnn.score_thr=0.0", "model.test_cfg.rpn.nms_pre=100", "model.test_cfg.rpn.max_per_img=50"]
     few += ["model.train_cfg.rcnn.sampler.num=32", "model.train_cfg.rpn_proposal.max_per_img=50"]
     few += ["train_dataloader.dataset.indices=60", "val_dataloader.dataset.indices=8"]
-    return Trained(configs, [*options(5), *few, "default_hooks.checkpoint.max_keep_ckpts=3"])
+    return Trained(configs, [*options(4), *few, "default_hooks.checkpoint.max_keep_ckpts=3"])
 
 
 @pytest.fixture(params=["on_shapes", "on_blood_cells", "on_coco128"])
