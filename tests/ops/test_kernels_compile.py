@@ -144,12 +144,12 @@ def specialisation(function: Any, args: tuple, options: dict[str, Any]) -> tuple
 
 
 @pytest.mark.parametrize(
-    "shapes",
-    [(COCO[3], OTHER[2]), pytest.param((*COCO, *IMAGENET, *OTHER), marks=pytest.mark.long)],
+    ("shapes", "least"),
+    [((COCO[3], OTHER[2]), 20), pytest.param((*COCO, *IMAGENET, *OTHER), 50, marks=pytest.mark.long)],
     ids=["some", "all"],
 )
 def test_triton_accepts_every_launch(
-    on_launch: Any, shapes: tuple[tuple[int, ...], ...], monkeypatch: pytest.MonkeyPatch
+    on_launch: Any, shapes: tuple[tuple[int, ...], ...], least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triton.backends.nvidia.compiler import CUDABackend
     from triton.runtime.jit import JITFunction
@@ -184,7 +184,7 @@ def test_triton_accepts_every_launch(
                 for mode in (*MODES, *some):
                     where = (shape, dtype, "channels-last" if last else "contiguous", mode)
                     step(kernels, *where[:2], last, mode)
-    assert len(seen) > 10 * len(shapes)
+    assert len(seen) > least
     assert not refused
 
 

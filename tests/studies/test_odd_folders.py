@@ -167,15 +167,15 @@ def test_slurm_gets_paths_and_options_as_they_are(
     monkeypatch.chdir(home)
     value = "a='b c';$SLURM_JOB_ID"
     options = ("--cfg-options", "x=[1,(2,3)]", value)
-    arguments = (TOOL, *configs, "--seeds", 0, "--resamples", 5, "--work-dir", "work", "--slurm=--partition='a b'")
+    arguments = (TOOL, *configs, "--seeds", 0, "--resamples", 5, "--work-dir", "mine", "--slurm=--partition='a b'")
     status, _, errors = tool(*arguments, *options)
     assert status == 0, errors
     calls = recorded.read_text().splitlines()
-    logs = f"--output={home}/work/slurm/".replace("%", "%%")
+    logs = f"--output={home}/mine/slurm/".replace("%", "%%")
     assert f"{logs}train-%a.log" in calls
     assert f"{logs}judge.log" in calls
     assert calls.count("--partition=a b") == 2
-    script = (home / "work" / "slurm" / "train.sh").read_text()
+    script = (home / "mine" / "slurm" / "train.sh").read_text()
     assert "#SBATCH --output" not in script
     line = script.splitlines()[-1].removeprefix("exec ")
     shown = subprocess.run(
