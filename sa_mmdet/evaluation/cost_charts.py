@@ -148,10 +148,11 @@ def _draw(axes: Any, kind: str, own: Sequence[Point], theirs: Sequence[_Printed]
 
     _span(axes, [one.costs[kind] for one in own] + [one.costs[kind] for one in theirs], own, theirs)
     width = axes.get_xlim()[1] - axes.get_xlim()[0]
+    shown = cut(point.name for point in own)
     for point in own:
         cost, low, high = point.costs[kind]
         spread = None if math.isnan(point.deviation) else [point.deviation]
-        style: dict[str, Any] = dict(look(point.number, True), capsize=2, linewidth=1, label=cut(point.name))
+        style: dict[str, Any] = dict(look(point.number, True), capsize=2, linewidth=1, label=shown[point.name])
         errors = [[max(0.0, cost - low)], [max(0.0, high - cost)]] if high > low else None
         # Attention may cost next to nothing: points of equal cost stand beside one another.
         alike = [other for other in own if abs(other.costs[kind][0] - cost) < _ALIKE * width]

@@ -71,7 +71,7 @@ def draw_forest(axes: Any, found: Comparison) -> None:
     axes.grid(axis="x", alpha=0.25)
     axes.locator_params(axis="x", nbins=5)
     what = "AP points" if found.task in TASKS else "points"
-    axes.set_xlabel(f"{what} above {cut(found.variants[0])},\n{found.level:.0%} intervals")
+    axes.set_xlabel(f"{what} above {cut(found.variants)[found.variants[0]]},\n{found.level:.0%} intervals")
 
 
 def _lines(found: Comparison) -> list[tuple[str, Mapping[str, float] | None]]:
@@ -79,10 +79,11 @@ def _lines(found: Comparison) -> list[tuple[str, Mapping[str, float] | None]]:
     if len(found.differences) == 1:
         return [(metric, found.differences[0][metric]) for metric in found.metrics]
     lines: list[tuple[str, Mapping[str, float] | None]] = []
+    shown = cut(found.variants)
     for metric in found.metrics:
         lines.append((metric, None))
         for name, row in zip(found.variants[1:], found.differences, strict=True):
-            lines.append((cut(name), row[metric]))
+            lines.append((shown[name], row[metric]))
     return lines
 
 

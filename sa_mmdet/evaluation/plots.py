@@ -20,11 +20,12 @@ def training_curves(variants: Mapping[str, Sequence[Run]], names: Mapping[str, s
     """
     task = next(iter(variants.values()))[0].kind.tasks[0]
     key = task.keys[0]
+    shown = cut(names[name] for name in variants)
 
     def draw(axes: Any, kind: str) -> None:
         for number, (name, runs) in enumerate(variants.items()):
             for run in runs:
-                style = dict(look(number), label=cut(names[name]) if run is runs[0] else None)
+                style = dict(look(number), label=shown[names[name]] if run is runs[0] else None)
                 points = run.losses
                 if kind == "metric":
                     points = [(epoch, 100 * found[key]) for epoch, found in run.metrics if key in found]
@@ -46,11 +47,12 @@ def training_curves(variants: Mapping[str, Sequence[Run]], names: Mapping[str, s
 
 def precision_by_recall(comparison: Comparison) -> str:
     """Plot each variant's precision by recall as SVG, at an IoU of 0.5, mean over classes and runs."""
+    shown = cut(comparison.variants)
 
     def draw(axes: Any) -> None:
         for number, (name, runs) in enumerate(zip(comparison.variants, comparison.runs, strict=True)):
             curves = [run.curve for run in runs]
-            axes.plot(np.linspace(0, 1, len(curves[0])), np.mean(curves, 0), **look(number), label=cut(name))
+            axes.plot(np.linspace(0, 1, len(curves[0])), np.mean(curves, 0), **look(number), label=shown[name])
         axes.set_xlabel("recall")
         axes.set_ylabel("precision at IoU 0.5, mean of classes")
         axes.grid(alpha=0.25)

@@ -1,7 +1,8 @@
 """Figures as SVG inside a page, in the colour of the page's text, so that they are readable on white and on black."""
 
 import io
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sa_mmdet.plotting import pyplot
@@ -9,6 +10,7 @@ from sa_mmdet.plotting import pyplot
 LEAST_ACCURACY = 2.0  # AP points that an axis spans at least, so that noise does not look like an effect
 _INK = "#010203"  # stands for the page's own colour, which no other part of a figure has
 _LONGEST = 32  # characters of a name in a figure
+_START = 9  # of them before what is left out of names with the same beginning
 _COLOURS = 10  # of matplotlib's cycle
 _IN_AXES = 5  # lines of a legend that leave the axes enough place
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
@@ -19,13 +21,28 @@ def ink() -> str:
     return str(pyplot().rcParams["text.color"])
 
 
-def cut(name: str) -> str:
-    """A name, as long as a figure has place for.
+def cut(names: Iterable[str]) -> dict[str, str]:
+    """Names of a figure, no longer than it has place for as long as that leaves them different.
 
     Args:
-        name: The name.
+        names: The whole names.
+
+    Returns:
+        What the figure shows, by the whole name.
     """
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+    known = dict.fromkeys(names)
+    found = {name: name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..." for name in known}
+    for shown in set(found.values()):
+        alike = [name for name in known if found[name] == shown]
+        if len(alike) == 1:
+            continue
+        # What is left out is in the middle: the part that all of them have, but its first letters.
+        start = next(place for place in itertools.count() if len({name[: place + 1] for name in alike}) > 1)
+        rest = _LONGEST - _START - 6
+        for name in alike:
+            end = "..." if len(name) > start + rest else ""
+            found[name] = f"{name[:_START]}...{name[start : start + rest]}{end}"
+    return found if len(set(found.values())) == len(found) else {name: name for name in known}
 
 
 def look(number: int, markers: bool = False) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def test_what_belongs_together_is_judged_without_a_note(study: list[Path], tool:
     page = report(tool, study)
     [verdict] = page.verdicts
     assert re.search(r"^SA - none: \+.* over seeds and images .* 2 against 2 runs: ", verdict)
-    assert page.notes == []
+    other = "the paper's results of 5000: they are not put side by side"
+    assert page.notes == [f"Note: the box results are of 20 images, {other}"]
+    assert "Beside the paper" not in page.source
     assert "<svg" in page.source.partition("Differences, all metrics")[2].partition("<h3>")[0]
 
 
@@ -120,7 +122,7 @@ def test_a_moved_study_is_judged_where_the_data_set_is_now(study: list[Path], to
     assert note.endswith("which are not here: name the data set's folder with --data-root")
     page = report(tool, study, "--images", 2, "--data-root", tmp_path / "elsewhere")
     assert len(page.verdicts) == 1
-    assert page.notes == []
+    assert len(page.notes) == 1  # on the number of images
     assert page.source.count("data:image/jpeg") == 6
     page = report(tool, study, "--images", 2, "--data-root", tmp_path / "work")  # another folder
     assert page.verdicts == []
@@ -225,3 +227,18 @@ def test_lines_of_a_log_that_no_evaluation_writes_are_left_out(study: list[Path]
     page = report(tool, study)
     assert page.note("sa/seed1: 3 broken lines of its log were skipped")
     assert len(page.verdicts) == 1
+
+
+def test_variants_whose_names_begin_alike_can_be_told_apart_in_every_figure(
+    annotations: Path, tool: Tool, tmp_path: Path
+) -> None:
+    """Names that are too long for a figure are shortened where they do not differ."""
+    names = [f"faster-rcnn_branches-{kind}-r18_fpn_bccd" for kind in ("add", "channel", "ungrouped-add", "ungrouped")]
+    folders = [write_run(tmp_path / "work" / name / "seed0", annotations, f"sa_walk/{name}.py") for name in names]
+    figures = re.findall(r"<svg.*?</svg>", report(tool, folders).source, re.DOTALL)
+    shown = [set(re.findall(r"<text[^>]*>(Branches [^<]*)</text>", figure)) for figure in figures]
+    assert len(shown) >= 4
+    # The differences are those of three variants to the first, which the axis' label names among other words.
+    assert {len(names) for names in shown if names} == {3, 4}
+    assert all(len(name) <= 32 for names in shown for name in names)
+    assert any(name == "Branches ...ungrouped-r18_fpn..." for names in shown for name in names)
