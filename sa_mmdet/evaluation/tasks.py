@@ -33,7 +33,7 @@ class Task:
     data: str  # what the paper measured on
     sources: tuple[Source, ...]
     optional: tuple[str, ...] = ()  # metrics that runs may have not measured, which then have no column
-    images: int | None = None  # how many the paper's test set has, where nothing else tells it from a part of it
+    images: int | None = None  # how many the paper's test set has; None for any number
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def _detection(name: str, object_: str, *sources: Source) -> Task:
         command="run_comparison keeps them, and so does test.py with test_evaluator.outfile_prefix=WORK_DIR/results",
         data="COCO val2017",
         sources=sources,
+        images=5000,
     )
 
 

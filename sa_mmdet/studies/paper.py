@@ -95,12 +95,13 @@ def beside_paper(group: Group, found: Comparison) -> list[str]:
     if found.task != group.task:
         return []
     images = TASK_BY_NAME[group.task].images
-    if images is not None and found.images != images:
-        return [
-            f"these are {found.images} images, and {group.work} has results of {images}: they are not put side by side"
-        ]
     metric = found.metrics[0]
     lines = []
+    if images is not None and found.images != images:
+        lines.append(
+            f"these are {found.images} images, and {group.work} has results of {images}: that its figures lie inside "
+            "or outside of what is measured here says nothing about them"
+        )
     for name, runs, figure in zip(found.variants, found.runs, group.figures, strict=True):
         values = [100 * run.points[metric] for run in runs]
         text = f"{name}: {group.work} has {figure:.1f} {found.label(metric)}, measured {statistics.mean(values):.1f}"

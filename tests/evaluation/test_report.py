@@ -35,7 +35,7 @@ def config(attention: str, detector: str = "faster-rcnn") -> str:
 
 
 @pytest.fixture(scope="module")
-def page(work_dirs: list[Path]) -> Path:
+def page(as_val2017: None, work_dirs: list[Path]) -> Path:
     return work_dirs[0].parent.parent / "report.html"
 
 

@@ -32,7 +32,7 @@ def report(folders: Sequence[Path], *options: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(as_val2017: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report on three variants with boxes and masks, two runs of each, beside the paper."""
     root = tmp_path_factory.mktemp("browser")
     annotations = write_data(root, made_up(20))
