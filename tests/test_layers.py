@@ -30,7 +30,7 @@ LAYERS = [
     "evaluation",
     "studies",
     "detector_insertion",
-    "mmdet_tools",
+    "upstream_tools",
     "tool_options",
     "environment",
     "__init__",

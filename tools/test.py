@@ -1,6 +1,6 @@
 """Evaluate a detector: MMDetection's tools/test.py, after importing this package."""
 
-from sa_mmdet.mmdet_tools import run_mmdet_tool
+from sa_mmdet.upstream_tools import run_tool
 
 if __name__ == "__main__":
-    run_mmdet_tool("test.py")
+    run_tool("mmdet", "test.py")

@@ -1,6 +1,6 @@
 """Train a detector: MMDetection's tools/train.py, after importing this package."""
 
-from sa_mmdet.mmdet_tools import run_mmdet_tool
+from sa_mmdet.upstream_tools import run_tool
 
 if __name__ == "__main__":
-    run_mmdet_tool("train.py")
+    run_tool("mmdet", "train.py")

@@ -24,7 +24,7 @@ class Terminated(BaseException):
 
 
 def classifier_tools() -> Path:
-    """The folder of MMPretrain's tools, which train classifiers.
+    """The folder of the tools that train and test classifiers, which are MMPretrain's.
 
     Raises:
         ValueError: MMPretrain is not installed.
@@ -36,7 +36,7 @@ def classifier_tools() -> Path:
             "MMPretrain, which trains classifiers, is not installed: pip install mmpretrain, beside the torchvision "
             "that belongs to your PyTorch"
         )
-    return folders[0]
+    return DETECTOR_TOOLS / "classifiers"
 
 
 def command(tool: Path, processes: int, arguments: Sequence[object]) -> list[str]:

@@ -30,7 +30,7 @@ class MMPretrain:
     def __call__(self, command: list[str], log: Path, variables: Any, descriptors: Any) -> int:
         self.calls.append(command)
         folder = Path(command[command.index("--work-dir") + 1])
-        if command[1].endswith("mmpretrain/.mim/tools/train.py"):
+        if command[1].endswith("tools/classifiers/train.py"):
             backbone, seed = (SA if "sa" in folder.parent.name else NONE), int(folder.name[-1])
             write_classifier(folder, backbone, seed, strength=1.5 if "sa" in folder.parent.name else 1.0)
             [record] = folder.glob("*/vis_data/config.py")
@@ -41,7 +41,7 @@ class MMPretrain:
             (folder / "results.pkl").rename(folder / "kept.pkl")
             (folder / "last_checkpoint").write_text(str(folder / "epoch_100.pth"))
         else:
-            assert command[1].endswith("mmpretrain/.mim/tools/test.py")
+            assert command[1].endswith("tools/classifiers/test.py")
             folder.mkdir()
             shutil.copy(folder.parent / "kept.pkl", command[command.index("--out") + 1])
         return 0
