@@ -1,6 +1,7 @@
 """The paper's results and those of others, and which runs measured the same."""
 
 import csv
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,8 @@ class Printed:
         return found == self.changes
 
 
-def printed(task: Task, folder: Path) -> list[Printed]:
+@functools.cache  # one page asks for them several times
+def printed(task: Task, folder: Path) -> Sequence[Printed]:
     """The rows of the paper's and others' tables about a task.
 
     Args:

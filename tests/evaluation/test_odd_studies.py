@@ -21,7 +21,7 @@ def annotations(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def study(annotations: Path, tmp_path: Path) -> list[Path]:
+def study(undrawn: None, annotations: Path, tmp_path: Path) -> list[Path]:
     """Two runs without attention and two with SA, which is better."""
     work = tmp_path / "work"
     return [

@@ -18,6 +18,7 @@ from places import CONFIGS, Tool
 from work_dirs import write_data, write_run
 
 TOOL = "analysis_tools/report.py"
+pytestmark = pytest.mark.usefixtures("undrawn")
 STRENGTHS = (("none", NONE, 1.0), ("sa", SA, 2.0))
 
 

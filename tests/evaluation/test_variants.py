@@ -10,6 +10,7 @@ from mmengine.config import Config
 from places import CONFIGS, Tool
 
 TOOL = "analysis_tools/report.py"
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
