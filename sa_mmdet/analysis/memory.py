@@ -9,7 +9,8 @@ import torch
 
 from .benchmark_steps import make_step
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of malloc.h
+_LARGE = 65_536  # bytes; what is smaller is next to nothing in a training step
 
 
 def keep_freed_memory() -> None:
@@ -22,6 +23,16 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _return_freed_memory() -> None:
+    """Make glibc return large blocks to the kernel when they are freed, so that a process has what is in use.
+
+    By default it keeps more and more of them, and what is free between two blocks counts: by this the peaks of two
+    processes that do the same differ by a tenth and more.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def peak_memory(
@@ -53,6 +64,8 @@ def peak_memory(
 
 def _resident_memory(level: str, variant: str, shape: tuple[int, int], batch: int, dtype: str, depth: int) -> float:
     import sa_mmdet  # noqa: F401  (registers the models in the new process)
+
+    _return_freed_memory()
 
     step = make_step(level, variant, "training", shape, batch, "cpu", dtype, depth)
     rest = _status("VmRSS")
