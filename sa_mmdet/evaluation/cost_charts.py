@@ -29,7 +29,7 @@ Measured = tuple[float, float, float]  # a cost, and the bounds of what was meas
 class Point:
     """A variant in a chart."""
 
-    name: str
+    name: str  # as figures show it
     number: int  # of the variant, from 0
     accuracy: float  # AP or top1 in points
     deviation: float  # of it from seed to seed; NaN for a single run
@@ -64,6 +64,7 @@ def points_of(
         times: The measured times of some variants.
     """
     points = []
+    shown = cut(names[variant] for variant in by_variant(runs))
     for number, variant in enumerate(by_variant(runs)):
         values = [100 * value for value in accuracies.get(variant, []) if 0 <= value <= 1]
         if values:
@@ -72,7 +73,7 @@ def points_of(
             if variant in times:
                 known["time"] = (times[variant].ratio, times[variant].low, times[variant].high)
             deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-            points.append(Point(names[variant], number, statistics.mean(values), deviation, known))
+            points.append(Point(shown[names[variant]], number, statistics.mean(values), deviation, known))
     return points
 
 
@@ -148,11 +149,10 @@ def _draw(axes: Any, kind: str, own: Sequence[Point], theirs: Sequence[_Printed]
 
     _span(axes, [one.costs[kind] for one in own] + [one.costs[kind] for one in theirs], own, theirs)
     width = axes.get_xlim()[1] - axes.get_xlim()[0]
-    shown = cut(point.name for point in own)
     for point in own:
         cost, low, high = point.costs[kind]
         spread = None if math.isnan(point.deviation) else [point.deviation]
-        style: dict[str, Any] = dict(look(point.number, True), capsize=2, linewidth=1, label=shown[point.name])
+        style: dict[str, Any] = dict(look(point.number, True), capsize=2, linewidth=1, label=point.name)
         errors = [[max(0.0, cost - low)], [max(0.0, high - cost)]] if high > low else None
         # Attention may cost next to nothing: points of equal cost stand beside one another.
         alike = [other for other in own if abs(other.costs[kind][0] - cost) < _ALIKE * width]

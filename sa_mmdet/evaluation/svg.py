@@ -2,7 +2,9 @@
 
 import io
 import itertools
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sa_mmdet.plotting import pyplot
@@ -11,6 +13,7 @@ LEAST_ACCURACY = 2.0  # AP points that an axis spans at least, so that noise doe
 _INK = "#010203"  # stands for the page's own colour, which no other part of a figure has
 _LONGEST = 32  # characters of a name in a figure
 _START = 9  # of them before what is left out of names with the same beginning
+_WORDS_END = re.compile(r"[ _(,=-]")  # a number's point ends nothing
 _COLOURS = 10  # of matplotlib's cycle
 _IN_AXES = 5  # lines of a legend that leave the axes enough place
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
@@ -22,27 +25,36 @@ def ink() -> str:
 
 
 def cut(names: Iterable[str]) -> dict[str, str]:
-    """Names of a figure, no longer than it has place for as long as that leaves them different.
+    """Shorten names to what a figure has room for, unless two would become equal.
 
     Args:
-        names: The whole names.
+        names: The whole names of all that is in the figure.
 
     Returns:
         What the figure shows, by the whole name.
     """
     known = dict.fromkeys(names)
-    found = {name: name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..." for name in known}
+    found = {name: _beginning(name) for name in known}
     for shown in set(found.values()):
         alike = [name for name in known if found[name] == shown]
-        if len(alike) == 1:
-            continue
-        # What is left out is in the middle: the part that all of them have, but its first letters.
-        start = next(place for place in itertools.count() if len({name[: place + 1] for name in alike}) > 1)
-        rest = _LONGEST - _START - 6
-        for name in alike:
-            end = "..." if len(name) > start + rest else ""
-            found[name] = f"{name[:_START]}...{name[start : start + rest]}{end}"
-    return found if len(set(found.values())) == len(found) else {name: name for name in known}
+        if len(alike) > 1:
+            found.update(zip(alike, _where_they_differ(alike), strict=True))
+    counts = Counter(found.values())
+    return {name: shown if counts[shown] == 1 else name for name, shown in found.items()}
+
+
+def _beginning(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+
+
+def _where_they_differ(names: Sequence[str]) -> list[str]:
+    """Different names with the same beginning, from the word on in which they begin to differ."""
+    differs = next(place for place in itertools.count() if len({name[: place + 1] for name in names}) > 1)
+    start = max(_START, *(found.end() for found in _WORDS_END.finditer(names[0], 0, differs)), 0)
+    room = _LONGEST - _START - 3
+    ends = [name[start:] for name in names]
+    shown = [end if len(end) <= room else f"{end[: room - 3]}..." for end in ends]
+    return [f"{name[:_START]}...{end}" for name, end in zip(names, shown, strict=True)]
 
 
 def look(number: int, markers: bool = False) -> dict[str, Any]:
