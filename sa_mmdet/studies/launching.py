@@ -1,6 +1,5 @@
 """Starting a training or a test in processes of its own, and ending it when this process is told to end."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from sa_mmdet.engine.termination import EXIT_STATUS
+from sa_mmdet.upstream_tools import find_tool
 
 DETECTOR_TOOLS = Path(__file__).resolve().parents[1] / ".mim" / "tools"
 _running: set["subprocess.Popen[bytes]"] = set()
@@ -27,15 +27,12 @@ def classifier_tools() -> Path:
     """The folder of the tools that train and test classifiers, which are MMPretrain's.
 
     Raises:
-        ValueError: MMPretrain is not installed.
+        ValueError: MMPretrain is not installed, or does not have them.
     """
-    found = importlib.util.find_spec("mmpretrain")
-    folders = [Path(place) / ".mim" / "tools" for place in found.submodule_search_locations or ()] if found else []
-    if not folders or not folders[0].is_dir():
-        raise ValueError(
-            "MMPretrain, which trains classifiers, is not installed: pip install mmpretrain, beside the torchvision "
-            "that belongs to your PyTorch"
-        )
+    try:
+        find_tool("mmpretrain", "train.py")
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
     return DETECTOR_TOOLS / "classifiers"
 
 

@@ -24,7 +24,8 @@ class MMPretrain:
 
     def __init__(self, folder: Path) -> None:
         (folder / "mmpretrain" / ".mim" / "tools").mkdir(parents=True)
-        (folder / "mmpretrain" / "__init__.py").touch()
+        for name in ("__init__.py", ".mim/tools/train.py"):
+            (folder / "mmpretrain" / name).touch()
         self.calls: list[list[str]] = []
 
     def __call__(self, command: list[str], log: Path, variables: Any, descriptors: Any) -> int:

@@ -9,7 +9,7 @@ import pytest
 from places import REPOSITORY, Tool
 
 TOOLS = REPOSITORY / "tools"
-OURS = [path for path in sorted(TOOLS.rglob("*.py")) if path.name not in ("train.py", "test.py")]  # MMDetection's
+OURS = [path for path in sorted(TOOLS.rglob("*.py")) if path.name not in ("train.py", "test.py")]  # others' own
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
