@@ -186,7 +186,8 @@ def attention_label(cfg: Mapping[str, Any]) -> str:
         places = [*(cfg.get("attention") or {}).values(), *(cfg.get("replace") or {}).values()]
         inner = {key: value for key, value in cfg.items() if key not in ("attention", "replace", "module")}
         own = attention_label({**inner, "type": cfg["module"]})
-        labels = [label for label in (own, *(label_of(layer["type"]) for layer in places)) if label != "none"]
+        labels = [own, *(label_of(layer["type"]) for layer in places)]
+        labels = [label for label in labels if label not in ("none", "Identity")]  # the latter is torch.nn's
         return "+".join(dict.fromkeys(labels)) or "none"
     plugins = [plugin.get("cfg") for plugin in _as_list(cfg.get("plugins")) if isinstance(plugin, Mapping)]
     layers = [*_as_list(cfg.get("attention")), *plugins, cfg.get("stage_attention")]

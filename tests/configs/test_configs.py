@@ -16,6 +16,7 @@ from places import CONFIGS, REPOSITORY
 
 from sa_mmdet.attention import Attention
 from sa_mmdet.compat.old_torch import shapes_only
+from sa_mmdet.evaluation.networks import attention_name, own_model
 
 
 def build(path: Path) -> Any:
@@ -131,3 +132,10 @@ def test_our_results_follow_those_of_the_paper(tmp_path: Path) -> None:
     lines = make_tables.table(folder).splitlines()
     assert "| SA | paper | 60.53 | 283.60 | 41.0 | 62.7 |" in lines[-2]
     assert "| SA | ours |  |  | 12.5 |  |" in lines[-1]
+
+
+def test_a_network_whose_attention_was_taken_out_counts_as_plain() -> None:
+    backbone = own_model(CONFIGS / "senet" / "efficientnet-b0-without-se_8xb32_in1k.py")["backbone"]
+    assert attention_name(backbone) == "none"
+    backbone["replace"] = {"layers.*.*.se": dict(type="SqueezeExcitation")}
+    assert attention_name(backbone) == "SE"

@@ -67,7 +67,8 @@ def test_there_is_a_short_config_for_every_detector_attention_and_depth() -> Non
 
 def _long(path: Path) -> bool:
     """Whether a config is like others that are tested here: in another detector, or with more of the same blocks."""
-    return "-r101" in path.stem or (path.parent.name != "mask_rcnn" and "_sa-" not in path.stem)
+    others = "_eca-" in path.stem or "_sge-" in path.stem or "_se-" in path.stem
+    return "r101" in path.stem or others or (path.parent.name != "mask_rcnn" and "_sa-" not in path.stem)
 
 
 @pytest.mark.parametrize(
