@@ -62,7 +62,7 @@ class Printed:
 
 
 @functools.cache  # one page asks for them several times
-def printed(task: Task, folder: Path) -> Sequence[Printed]:
+def printed(task: Task, folder: Path) -> tuple[Printed, ...]:
     """The rows of the paper's and others' tables about a task.
 
     Args:
@@ -94,7 +94,7 @@ def printed(task: Task, folder: Path) -> Sequence[Printed]:
             study = re.sub(r"Table (\d+): .*", r"table\1", source.title) if source.work == PAPER else ""
             number = _number(own, "params_m"), _number(own, "gflops")
             found.append(Printed(source.work, study, source.title, *key, metrics, *number, ablation, changes))
-    return found
+    return tuple(found)
 
 
 def _of_senet(source: Source, line: Mapping[str, str], configs: Path) -> Printed:

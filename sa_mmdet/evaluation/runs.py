@@ -108,10 +108,10 @@ class Run:
     def on_papers_data(self) -> bool:
         """Whether it was tested on the images of the paper's results, COCO val2017 or ImageNet's for validation.
 
-        How many images of ImageNet it was tested on does not show here: its predictions tell.
+        How many images there are does not show here: the results tell.
         """
         if self.kind is DETECTOR:
-            return self.test_set == "instances_val2017.json"
+            return self.test_set == "instances_val2017.json" and not tested_set(self.cfg).get("indices")
         data = tested_data(self.cfg)
         whole = not data.get("indices") and PurePath(str(data.get("ann_file") or "val")).stem == "val"
         return self.test_set == "ImageNet val" and whole

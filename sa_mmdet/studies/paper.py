@@ -99,8 +99,8 @@ def beside_paper(group: Group, found: Comparison) -> list[str]:
     lines = []
     if images is not None and found.images != images:
         lines.append(
-            f"these are {found.images} images, and {group.work} has results of {images}: that its figures lie inside "
-            "or outside of what is measured here says nothing about them"
+            f"these are {found.images} images, and {group.work} has results of {images}: whether its figures lie "
+            "inside or outside of the intervals below does not tell whether they were reproduced"
         )
     for name, runs, figure in zip(found.variants, found.runs, group.figures, strict=True):
         values = [100 * run.points[metric] for run in runs]
