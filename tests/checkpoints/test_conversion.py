@@ -32,7 +32,7 @@ def sa50() -> State:
     return weights("sa")
 
 
-@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_released_function_is_the_converted_one(kind: str, depth: int) -> None:
     state = {key: value.double() if value.is_floating_point() else value for key, value in weights(kind, depth).items()}

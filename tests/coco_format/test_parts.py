@@ -45,7 +45,15 @@ def test_detections_come_in_parts(layout: dict[str, Any], tmp_path: Path) -> Non
     assert all(part.boxes is not None and (part.boxes == [2.5, 3, 20, 10]).all() for part in parts)
 
 
-@pytest.mark.parametrize("note", ['"}, {"', "}, {", {"a": [{}, {}]}, [{}, {}]])
+@pytest.mark.parametrize(
+    "note",
+    [
+        '"}, {"',
+        "}, {",
+        pytest.param({"a": [{}, {}]}, marks=pytest.mark.long),
+        pytest.param([{}, {}], marks=pytest.mark.long),
+    ],
+)
 def test_places_that_look_like_the_end_of_a_detection(note: Any, tool: Tool, tmp_path: Path) -> None:
     said = []
     for found in (many(), many(note=note)):

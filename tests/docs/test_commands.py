@@ -226,6 +226,7 @@ def test_the_demos_page(shapes: Path, tmp_path: Path) -> None:
     assert said.count("not told apart") == 2
 
 
+@pytest.mark.long
 def test_a_folder_of_images(tmp_path: Path, shapes: Path) -> None:
     make_blood_cells(tmp_path, shapes)
     said = Reader(tmp_path).follow(REPOSITORY / "configs" / "imagenet" / "README.md")

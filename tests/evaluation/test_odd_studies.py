@@ -53,7 +53,7 @@ def report(tool: Tool, folders: list[Path], *options: object) -> Page:
     return Page(page.read_text())
 
 
-def test_what_belongs_together_is_judged_without_a_note(study: list[Path], tool: Tool) -> None:
+def test_what_belongs_together_is_judged_with_one_note(drawn: None, study: list[Path], tool: Tool) -> None:
     page = report(tool, study)
     [verdict] = page.verdicts
     assert re.search(r"^SA - none: \+.* over seeds and images .* 2 against 2 runs: ", verdict)

@@ -128,7 +128,7 @@ def test_unfinished_work_dirs_and_invalid_results_are_named(work_dirs: list[Path
 
 
 def test_the_baseline_is_the_variant_without_attention_or_the_named_one(
-    work_dirs: list[Path], tool: Tool, tmp_path: Path
+    undrawn: None, work_dirs: list[Path], tool: Tool, tmp_path: Path
 ) -> None:
     arguments = (*reversed(work_dirs), "--out", tmp_path / "report.html", "--resamples", 10, "--images", 0)
     assert tool(TOOL, *arguments)[0] == 0

@@ -97,7 +97,7 @@ def test_the_page_judges_predictions_in_each_form(
     ]
 
 
-def test_classes_curves_and_runs_are_on_the_page(tool: Tool, tmp_path: Path) -> None:
+def test_classes_curves_and_runs_are_on_the_page(drawn: None, tool: Tool, tmp_path: Path) -> None:
     metrics = [{"accuracy/top1": 30.0, "accuracy/top5": 60.25}, {"accuracy/top1": 41.5, "accuracy/top5": 70.0}]
     page = report(tool, study(tmp_path, accuracy=metrics))
     header, *rows = page.rows("Top1 by class, 10 of 12 classes")

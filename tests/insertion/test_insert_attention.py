@@ -105,6 +105,7 @@ def test_the_places_of_a_config(tool: Tool, retinanet: tuple[Path, Path]) -> Non
     assert not any(row[0].startswith("backbone.layer2.0.") for row in rows)
 
 
+@pytest.mark.long
 def test_places_that_are_listed_take_attention(tool: Tool, tmp_path: Path) -> None:
     config, checkpoint = detector(tmp_path, "rtmdet/rtmdet_tiny_8xb32-300e_coco", RTMDET)
     printed = tool(TOOL, config, "--list")[1]
