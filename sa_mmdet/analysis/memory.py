@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import multiprocessing
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,10 +20,7 @@ def keep_freed_memory() -> None:
     By default it returns large blocks to the kernel and requests them again page by page, depending on their addresses.
     This takes up to 100 ms of a training step of 900 ms, at random in any variant.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    _tell_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1})
 
 
 def _return_freed_memory() -> None:
@@ -31,8 +29,14 @@ def _return_freed_memory() -> None:
     By default it keeps more and more of them, and what is free between two blocks counts: by this the peaks of two
     processes that do the same differ by a tenth and more.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    _tell_malloc({_M_MMAP_THRESHOLD: _LARGE})
+
+
+def _tell_malloc(options: Mapping[int, int]) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # of a system without glibc
+        library = ctypes.CDLL("libc.so.6")
+        for option, value in options.items():
+            library.mallopt(option, value)
 
 
 def peak_memory(
@@ -66,7 +70,6 @@ def _resident_memory(level: str, variant: str, shape: tuple[int, int], batch: in
     import sa_mmdet  # noqa: F401  (registers the models in the new process)
 
     _return_freed_memory()
-
     step = make_step(level, variant, "training", shape, batch, "cpu", dtype, depth)
     rest = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak

@@ -34,7 +34,7 @@ def cut(names: Iterable[str]) -> dict[str, str]:
         What the figure shows, by the whole name.
     """
     known = dict.fromkeys(names)
-    found = {name: _beginning(name) for name in known}
+    found = {name: _beginning(name, _LONGEST) for name in known}
     for shown in set(found.values()):
         alike = [name for name in known if found[name] == shown]
         if len(alike) > 1:
@@ -43,18 +43,15 @@ def cut(names: Iterable[str]) -> dict[str, str]:
     return {name: shown if counts[shown] == 1 else name for name, shown in found.items()}
 
 
-def _beginning(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+def _beginning(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 3]}..."
 
 
 def _where_they_differ(names: Sequence[str]) -> list[str]:
     """Different names with the same beginning, from the word on in which they begin to differ."""
     differs = next(place for place in itertools.count() if len({name[: place + 1] for name in names}) > 1)
-    start = max(_START, *(found.end() for found in _WORDS_END.finditer(names[0], 0, differs)), 0)
-    room = _LONGEST - _START - 3
-    ends = [name[start:] for name in names]
-    shown = [end if len(end) <= room else f"{end[: room - 3]}..." for end in ends]
-    return [f"{name[:_START]}...{end}" for name, end in zip(names, shown, strict=True)]
+    start = max([_START, *(found.end() for found in _WORDS_END.finditer(names[0], 0, differs))])
+    return [f"{name[:_START]}...{_beginning(name[start:], _LONGEST - _START - 3)}" for name in names]
 
 
 def look(number: int, markers: bool = False) -> dict[str, Any]:
