@@ -28,8 +28,9 @@ class _ChannelGate(nn.Module):
 
     def gates(self, means: Tensor, maxima: Tensor) -> Tensor:
         """The gates of all channels, N x C, from their means and maxima."""
-        dtype = self.mlp[1].weight.dtype
-        return (self.mlp(means.to(dtype)) + self.mlp(maxima.to(dtype))).sigmoid()
+        both = torch.cat((means, maxima)).to(self.mlp[1].weight.dtype)  # one call: its time is that of reading weights
+        of_means, of_maxima = self.mlp(both).chunk(2)
+        return (of_means + of_maxima).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         gates = self.gates(x.mean((2, 3), dtype=at_least_float32(x)), x.amax((2, 3)))

@@ -61,21 +61,20 @@ class SpatialGroupEnhance(ExactStart, Attention):
 
     def forward_end(self, end: BlockEnd) -> Tensor:
         """Compute the end of a block, relu(identity + forward(norm(x))), without norm(x) itself."""
-        return end.gated(position_gate=self._gates(end.similarity(end.means(), self.groups)))
+        return end.gated(position_gate=self._gates(end.centred_similarity(end.means(), self.groups)))
 
-    def _gates(self, similarity: Tensor) -> Tensor:
-        """The gates (N x G x H x W) for each position's similarity to the mean of its group (the same)."""
-        n, _, h, w = similarity.shape
-        flat = similarity.flatten(2)
-        centred = flat - flat.mean(2, keepdim=True)
+    def _gates(self, centred: Tensor) -> Tensor:
+        """The gates for each position's similarity to the mean of its group, less its mean (N x G x H x W)."""
+        positions = centred.shape[2] * centred.shape[3]
         # The unbiased standard deviation, which a single position does not have; Tensor.std takes four times as long.
-        deviation = torch.linalg.vector_norm(centred, dim=2, keepdim=True) / math.sqrt(max(1, h * w - 1))
-        gate = (centred / (deviation + _EPS)).reshape(n, self.groups, h, w) * self.weight + self.bias
-        return gate.sigmoid()
+        norms = torch.linalg.vector_norm(centred.flatten(2), dim=2)[:, :, None, None]
+        slope = self.weight / (norms / math.sqrt(max(1, positions - 1)) + _EPS)
+        # In place: autograd keeps the similarities and the gates alone.
+        return (centred * slope).add_(self.bias).sigmoid_()
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         wide = x.reshape(n, self.groups, c // self.groups, h * w).to(at_least_float32(x))
         similarity = (wide * wide.mean(3, keepdim=True)).sum(2).reshape(n, self.groups, h, w)
-        gated = x.reshape(n, self.groups, c // self.groups, h, w) * self._gates(similarity).to(x.dtype)[:, :, None]
-        return gated.reshape(n, c, h, w)
+        gates = self._gates(similarity - similarity.mean((2, 3), keepdim=True)).to(x.dtype)
+        return (x.reshape(n, self.groups, c // self.groups, h, w) * gates[:, :, None]).reshape(n, c, h, w)

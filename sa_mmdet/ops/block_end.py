@@ -84,23 +84,23 @@ class BlockEnd:
         found, x = torch.ops.sa_mmdet_cpu.channel_pools(self.x, *self.norm, channel_gate)
         return replace(self, x=x), found
 
-    def similarity(self, directions: Tensor, groups: int) -> Tensor:
-        """The scalar product of each position of norm(x) with a direction, within groups of adjacent channels.
+    def centred_similarity(self, directions: Tensor, groups: int) -> Tensor:
+        """The scalar product of each position of norm(x) with a direction, less its mean over the positions.
 
         Args:
-            directions: N x C.
+            directions: N x C, for each of G groups of adjacent channels a direction.
             groups: G.
 
         Returns:
             N x G x H x W, in the dtype of ``directions``.
         """
         n, channels, height, width = self.x.shape
-        scale, shift = (vector.to(directions.dtype) for vector in self.norm.scale_and_shift())
+        scale = self.norm.scale_and_shift()[0].to(directions.dtype)  # the shift adds the same at all positions
         with torch.autocast(self.x.device.type, enabled=False):
             weights = (directions * scale).view(n * groups, 1, channels // groups)
             maps = self.x.contiguous().view(n * groups, channels // groups, height * width).to(directions.dtype)
             products = torch.bmm(weights, maps).view(n, groups, height, width)
-        return products + (directions * shift).view(n, groups, -1).sum(2)[:, :, None, None]
+        return products - products.mean((2, 3), keepdim=True)
 
     def gated(self, channel_gate: Tensor | None = None, position_gate: Tensor | None = None) -> Tensor:
         """The result where attention multiplies by gates.

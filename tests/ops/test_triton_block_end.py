@@ -373,15 +373,15 @@ def test_pools_means_and_similarities(layout: torch.memory_format) -> None:
     end = BlockEnd(inputs.x, inputs.identity, inputs.norm)
     same, means, maxima = end.row_pools()
     same, pools = same.channel_pools(inputs.channel)
-    similarity = end.similarity(end.means(), 2)
+    similarity = end.centred_similarity(end.means(), 2)
     y = normed(inputs.x.double(), inputs.norm)
     gated = y * inputs.channel[:, :, None, None]
-    products = y * y.mean((2, 3), keepdim=True)
+    products = (y * y.mean((2, 3), keepdim=True)).unflatten(1, (2, 6)).sum(2)
     expected = (
         y.mean((2, 3)),
         y.amax((2, 3)),
         torch.stack((gated.amax(1), gated.mean(1)), 1),
-        products.unflatten(1, (2, 6)).sum(2),
+        products - products.mean((2, 3), keepdim=True),
     )
     leaves: Any = [inputs.x, *inputs.norm[:2], inputs.channel]
     for one, other in zip((means, maxima, pools, similarity), expected, strict=True):
