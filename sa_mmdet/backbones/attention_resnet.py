@@ -16,6 +16,7 @@ from sa_mmdet.registry import name_of, register
 from .basic_block import PluginBasicBlock
 from .bottleneck import FusedBottleneck
 from .checks import check_duplicates, check_groups, one_per_stage
+from .max_pool import replace_max_pool
 from .placements import PLACEMENTS, place, plugin_position
 from .plain_weights import adapt, attention_shapes
 
@@ -91,6 +92,8 @@ class AttentionResNet(ResNet):
             plugins = own + list(plugins or [])
             check_duplicates(plugins, num_stages)
         super().__init__(depth, plugins=plugins or None, **kwargs)
+        if implementation != "reference":
+            replace_max_pool(self)
         if stage_attention is not None:
             self._add_after_stages(stage_attention)
         if plugin_position(placement) is None:

@@ -14,6 +14,8 @@ from torch.utils.cpp_extension import include_paths, library_paths
 from sa_mmdet.ops import backends, compiled, native
 
 PACKAGE = REPOSITORY / "sa_mmdet"
+# The tests that call the compiled operators.
+OPERATORS = ("test_fused.py", "test_block_end.py", "test_baked.py", "test_max_pool.py")
 
 
 def test_a_library_of_another_pytorch_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_other_builds_give_the_formulas_results(flags: list[str], preload: tuple
     environment = os.environ | dict(
         PYTHONPATH=str(tmp_path), LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0", OMP_NUM_THREADS="2"
     )
-    tests = [str(REPOSITORY / "tests" / "ops" / name) for name in ("test_fused.py", "test_block_end.py")]
+    tests = [str(REPOSITORY / "tests" / "ops" / name) for name in OPERATORS]
     command = [
         sys.executable,
         "-c",

@@ -759,6 +759,11 @@ std::tuple<Tensor, Tensor> channel_pools_meta(
   return {map(2, wide_type(x)), map(1, at::kInt)};
 }
 
+Tensor max_pool_meta(const Tensor& x) {
+  return at::empty_symint(
+      {x.sym_size(0), x.sym_size(1), (x.sym_size(2) + 1) / 2, (x.sym_size(3) + 1) / 2}, x.options());
+}
+
 std::tuple<Tensor, Tensor> residual_meta(
     const Tensor& x, const Tensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
     double, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
@@ -789,6 +794,7 @@ TORCH_LIBRARY(sa_mmdet_cpu, library) {
   library.def("row_pools(Tensor(a) x, " NORM ") -> (Tensor, Tensor, Tensor(a))");
   library.def("row_pools_forward(Tensor x, " NORM ") -> (Tensor, Tensor, Tensor)");
   library.def("channel_pools(Tensor(a) x, " NORM ", Tensor gate) -> (Tensor, Tensor(a))");
+  library.def("max_pool(Tensor x) -> Tensor");
   library.def("channel_pools_forward(Tensor x, " NORM ", Tensor gate) -> (Tensor, Tensor)");
   const std::string residual =
       "(Tensor x, Tensor identity, " NORM ", Tensor? channel_gate, Tensor? position_gate, " IDENTITY_NORM;
@@ -819,6 +825,7 @@ TORCH_LIBRARY_IMPL(sa_mmdet_cpu, CPU, library) {
   library.impl("row_means", sa_mmdet::row_means);
   library.impl("row_pools_forward", sa_mmdet::row_pools_cpu);
   library.impl("channel_pools_forward", sa_mmdet::channel_pools_cpu);
+  library.impl("max_pool", sa_mmdet::max_pool);
   library.impl("residual_forward", sa_mmdet::residual_cpu);
   library.impl("shuffle_attention_forward", sa_mmdet::shuffle_cpu);
   library.impl("baked_attention", sa_mmdet::baked_cpu);
@@ -831,6 +838,7 @@ TORCH_LIBRARY_IMPL(sa_mmdet_cpu, Meta, library) {
   library.impl("row_means", sa_mmdet::rows_like);
   library.impl("row_pools_forward", sa_mmdet::row_pools_meta);
   library.impl("channel_pools_forward", sa_mmdet::channel_pools_meta);
+  library.impl("max_pool", sa_mmdet::max_pool_meta);
   library.impl("residual_forward", sa_mmdet::residual_meta);
   library.impl("shuffle_attention_forward", sa_mmdet::shuffle_meta);
 }

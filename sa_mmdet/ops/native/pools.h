@@ -1,4 +1,5 @@
-// The largest elements and the means of batch norms' results, over positions and over channels, without the results.
+// The largest elements and the means of batch norms' results, over positions and over channels, without the results; and
+// the max pooling of ResNet's stem.
 
 #pragma once
 
@@ -21,5 +22,9 @@ std::tuple<Tensor, Tensor> channel_pools_forward(const Tensor& x, const Norm& no
 std::tuple<Tensor, Tensor> channel_pools_backward(
     const Tensor& grad_pools, const Tensor& grad_x, const Tensor& x, const Tensor& channels_of_largest,
     const Norm& norm, const Tensor& gate);
+
+// The largest of 3 x 3 positions around every second one, the first included: max pooling with padding 1 and stride 2.
+// There are no derivatives, for which PyTorch's own looks for the places of the largest.
+Tensor max_pool(const Tensor& x);
 
 }  // namespace sa_mmdet

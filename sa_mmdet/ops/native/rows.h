@@ -66,12 +66,24 @@ INLINE float power_of_two(float t) {
   return p * power;
 }
 
-INLINE float sigmoid(float z) { return 1.0f / (1.0f + power_of_two(-1.44269504f * z)); }
-INLINE double sigmoid(double z) { return 1.0 / (1.0 + std::exp(-z)); }
+INLINE double power_of_two(double t) { return std::exp2(t); }
+
+// y * sigmoid(z) of t = NEGATIVE_LOG2_E * z: where z is a slope times a number, the product is one with the slope.
+template <typename A>
+INLINE A times_sigmoid(A y, A t) {
+  return y / (A(1) + power_of_two(t));
+}
+
+constexpr double NEGATIVE_LOG2_E = -1.4426950408889634;
+
+template <typename A>
+INLINE A sigmoid(A z) {
+  return times_sigmoid(A(1), A(NEGATIVE_LOG2_E) * z);
+}
 
 template <typename A>
 INLINE A relu(A z) {
-  return z <= A(0) ? A(0) : z;  // NaN stays NaN
+  return A(0) > z ? A(0) : z;  // one instruction; NaN stays NaN
 }
 
 // The gradient before the ReLU: that of the output where the output is positive, or not a number.

@@ -66,12 +66,14 @@ INLINE void forward_row(
     squares += part;
   }
   *rstd = A(1) / std::sqrt(A(squares / length) + eps);
-  const A slope = channel.weight * *rstd, centre = channel.scale * m + channel.shift;
-  const A bias = channel.mean_weight == A(0) ? channel.bias : channel.bias + channel.mean_weight * m;
+  const A slope = A(NEGATIVE_LOG2_E) * (channel.weight * *rstd * channel.scale);
+  const A centre = channel.scale * m + channel.shift;
+  const A logit = channel.mean_weight == A(0) ? channel.bias : channel.bias + channel.mean_weight * m;
+  const A bias = A(NEGATIVE_LOG2_E) * logit;
 #pragma omp simd
   for (int64_t i = 0; i < length; ++i) {
-    const A d = channel.scale * (A(x[i]) - m);
-    const A y = (d + centre) * sigmoid(slope * d + bias);
+    const A d = A(x[i]) - m;
+    const A y = times_sigmoid(channel.scale * d + centre, slope * d + bias);
     out[i] = T(RESIDUAL ? relu(y + (A(identity[i]) * channel.identity_scale + channel.identity_shift)) : y);
   }
 }
@@ -132,6 +134,7 @@ INLINE void spatial_backward_row(
   A* __restrict gated = scratch;
   A* __restrict logit = scratch + length;
   const A centre = channel.scale * mean + channel.shift;
+  const A slope = A(NEGATIVE_LOG2_E) * channel.weight, bias = A(NEGATIVE_LOG2_E) * channel.bias;
   double sum_logit = 0, sum_normalised = 0;
   for (int64_t begin = 0; begin < length; begin += BLOCK) {
     const int64_t end = std::min(begin + BLOCK, length);
@@ -142,7 +145,7 @@ INLINE void spatial_backward_row(
       if (RESIDUAL) grad_identity[i] = T(z * channel.identity_scale);
       const A d = channel.scale * (A(x[i]) - mean);
       const A normalised = rstd * d;
-      const A gate = sigmoid(channel.weight * normalised + channel.bias);
+      const A gate = times_sigmoid(A(1), slope * normalised + bias);
       const A grad_logit = z * (d + centre) * gate * (A(1) - gate);
       gated[i] = z * gate;
       logit[i] = grad_logit;
