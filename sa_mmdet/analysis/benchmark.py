@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .benchmark_operators import operator_statistics
 from .benchmark_steps import DEPTHS, FOLDED, IN_ONNX_RUNTIME, LEVELS, PLAIN, VARIANTS, Step, copy_step, make_step
 from .memory import keep_freed_memory, peak_memory
 
@@ -27,6 +28,7 @@ def benchmark(
     dtype: str = "float32",
     memory: bool = True,
     depth: int = 50,
+    operators: bool = False,
 ) -> dict[str, Any]:
     """Measure inference and training step of all variants.
 
@@ -41,6 +43,7 @@ def benchmark(
         dtype: 'float32', or 'float16' or 'bfloat16' for mixed precision.
         memory: Whether to measure peak memory too. On a CPU each variant then runs once more in its own process.
         depth: The depth of the ResNet, of :data:`DEPTHS`.
+        operators: Whether to run as many turns under PyTorch's profiler, on a CPU.
 
     Returns:
         For each variant a dictionary; that of the variants with folded batch norms has 'inference' alone. 'inference'
@@ -51,15 +54,19 @@ def benchmark(
         - 'ratio_paired', 'ratio_paired_quartiles': median and quartiles of the ratios to the plain variant's time in
           the same turn, which are affected least by changes in the machine's speed;
         - 'share_of_copy', for the operator's 'inference' and 'backward': the achieved share of the bandwidth of a copy,
-          if the operator reads and writes the smallest possible number of bytes.
+          if the operator reads and writes the smallest possible number of bytes;
+        - with ``operators`` what :func:`.benchmark_operators.operator_statistics` returns.
 
         'memory' contains 'peak_mib', the peak of a training step in MiB above the memory in use before it, and its
         'ratio' to the plain variant's.
 
     Raises:
-        ValueError: The level, a variant, the dtype or the depth is unknown, or a number is below 1.
+        ValueError: The level, a variant, the dtype or the depth is unknown, a number is below 1, or operators are to be
+            measured on another device than a CPU.
     """
     _check_options(level, variants, repeats, batch, device, dtype, depth)
+    if operators and device != "cpu":
+        raise ValueError(f"operators are measured on a CPU, not on {device}: there they run after the calls have ended")
     variants = [PLAIN, *(variant for variant in variants if variant != PLAIN)]
     results: dict[str, Any] = {variant: {} for variant in variants}
     if memory:
@@ -75,10 +82,11 @@ def benchmark(
         if level == "operator":
             steps[_COPY] = copy_step(shape, batch, device, getattr(torch, dtype))
         times = _take_turns(steps, repeats, device)
+        profiled = operator_statistics({name: steps[name] for name in measured}, repeats) if operators else {}
         del steps
         gc.collect()
         for variant in measured:
-            results[variant][mode] = _statistics(times[variant], times[PLAIN])
+            results[variant][mode] = _statistics(times[variant], times[PLAIN]) | profiled.get(variant, {})
             if mode in PASSES and _COPY in times:
                 # A copy reads and writes its tensor once each.
                 results[variant][mode]["share_of_copy"] = PASSES[mode] / 2 * min(times[_COPY]) / min(times[variant])

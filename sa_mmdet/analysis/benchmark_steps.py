@@ -25,7 +25,7 @@ from sa_mmdet.registry import register
 LEVELS = ("operator", "backbone", "detector")
 DEPTHS = (50, 101)
 PLAIN = "plain"
-IN_ONNX_RUNTIME = "-onnxruntime"
+IN_ONNX_RUNTIME, COMPILED = "-onnxruntime", "-compile"
 # For inference alone: the plain network and SA-Net with their batch norms folded into the convolutions, in PyTorch and
 # in ONNX Runtime.
 FOLDED = ("folded", "baked", "folded-onnxruntime", "baked-onnxruntime")
@@ -121,7 +121,7 @@ def make_step(
         fuse_conv_bn(model)
     if variant.endswith(IN_ONNX_RUNTIME):
         return _in_onnx_runtime(model, shape, batch)
-    function = torch.compile(model) if variant.endswith("-compile") else model
+    function = torch.compile(model) if variant.endswith(COMPILED) else model
     image = torch.randn(batch, 3, *shape, device=device)
 
     def forward() -> list[Tensor]:
@@ -180,7 +180,7 @@ class _Tails:
             raise ValueError(f"the operator's level has no variant {variant!r}: choose the level backbone or detector")
         separate = variant.startswith(PLAIN) or variant in ("se", "published")
         tail = self._separate if separate else self._fused
-        self.function: Any = torch.compile(tail) if variant.endswith("-compile") else tail
+        self.function: Any = torch.compile(tail) if variant.endswith(COMPILED) else tail
 
     def step(self, mode: str) -> Step:
         """The function to measure for 'inference', 'training' or 'backward'."""

@@ -34,6 +34,21 @@ def test_folded_variants_are_measured_in_inference_alone() -> None:
     assert [sorted(found[variant]) for variant in found] == [["inference", "training"]] * 2 + [["inference"]] * 2
 
 
+def test_the_time_beside_convolutions_is_compared() -> None:
+    found = benchmark("backbone", (64, 64), 1, ["cbam"], repeats=1, memory=False, operators=True)
+    for mode in ("inference", "training"):
+        plain, cbam = found["plain"][mode], found["cbam"][mode]
+        total = plain["convolutions_ms"] + plain["rest_ms"]
+        assert plain["ratio_rest"] == 1
+        assert cbam["ratio_rest"] == pytest.approx((plain["convolutions_ms"] + cbam["rest_ms"]) / total)
+        assert cbam["rest_ms"] == pytest.approx(sum(cbam["operators_ms"].values()))
+        # The gates' own convolutions are not the network's.
+        assert not [name for name in plain["operators_ms"] if name.startswith("aten::") and "conv" in name]
+        assert [name for name in cbam["operators_ms"] if name.startswith("aten::") and "conv" in name]
+    with pytest.raises(ValueError, match="measured on a CPU, not on cuda"):
+        benchmark("backbone", (64, 64), 1, [], repeats=1, device="cuda", operators=True)
+
+
 @pytest.mark.long
 @needs.onnx
 def test_variants_in_onnx_runtime_compute_what_those_in_pytorch_do() -> None:
@@ -83,10 +98,11 @@ def test_the_memory_of_a_training_step_is_that_of_its_tensors() -> None:
 def test_the_tool_writes_json_and_a_plot(tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["operator", "--shape", 64, 64, "--shape", 64, 96, "--repeats", 2, "--arms", "fused"]
-    arguments += ["--device", "cpu", "--no-memory", "--json", "out.json", "--png", "out.png"]
+    arguments += ["--device", "cpu", "--no-memory", "--operators", "--json", "out.json", "--png", "out.png"]
     status, printed, _ = tool("analysis_tools/benchmark.py", *arguments)
     assert status == 0
     assert "64 x 96, batch 1: ratios to plain" in printed
+    assert "64 x 96, batch 1: medians under the profiler" in printed
     written = json.loads((tmp_path / "out.json").read_text())
     assert [run["shape"] for run in written["runs"]] == [[64, 64], [64, 96]]
     assert written["runs"][0]["results"]["fused"]["training"]["ratio_min"] > 0

@@ -43,6 +43,20 @@ def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
         print(" | ".join([f"{variant:{WIDTH}}", *cells]), flush=True)
 
 
+def print_operators(shape: list[int], batch: int, results: dict[str, Any]) -> None:
+    print(f"\n{shape[0]} x {shape[1]}, batch {batch}: medians under the profiler. Ratios to plain, if the network's")
+    print("convolutions took what plain's take; then the time of these and of everything else, and of what takes most")
+    for mode in ("inference", "backward", "training"):
+        for variant, found in results.items():
+            measured = found.get(mode, {})
+            if "rest_ms" not in measured:
+                continue
+            named = [(name.rstrip(">").rpartition("::")[2], time) for name, time in measured["operators_ms"].items()]
+            most = [f"{name} {time:.1f}" for name, time in named[:4]]
+            times = f"{measured['convolutions_ms']:8.1f} + {measured['rest_ms']:6.1f} ms"
+            print(f"{mode:9} {variant:{WIDTH}} {measured['ratio_rest']:6.3f} {times}: {', '.join(most)}", flush=True)
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -79,6 +93,12 @@ def parser() -> argparse.ArgumentParser:
         help="data type: float32, or float16 or bfloat16 for mixed precision (default: %(default)s)",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory (default: measure it)")
+    parser.add_argument(
+        "--operators",
+        action="store_true",
+        help="measure each operator's time, too, with PyTorch's profiler on a CPU: how much is not convolutions, which "
+        "take most of the time, vary most and are the same in all variants (default: do not)",
+    )
     parser.add_argument("--json", help="file for all measurements (default: none)")
     parser.add_argument("--png", help="file for a plot of the ratios by size (default: none)")
     return parser
@@ -105,10 +125,13 @@ def main() -> None:
                     arguments.dtype,
                     not arguments.no_memory,
                     arguments.depth,
+                    arguments.operators,
                 )
             except ValueError as error:
                 parser().error(str(error))
             print_table(shape, batch, results)
+            if arguments.operators:
+                print_operators(shape, batch, results)
             runs.append(dict(shape=shape, batch=batch, results=results))
     cpu = platform.processor() or f"a {platform.machine()} CPU"
     machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else cpu
