@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from .benchmark_steps import COMPILED, IN_ONNX_RUNTIME, PLAIN, Step
@@ -27,7 +29,8 @@ def operator_statistics(steps: Mapping[str, Step], repeats: int) -> dict[str, di
         For each step medians over its turns, in milliseconds: 'convolutions_ms', those whose weights have the shape of
         one of the plain network's convolutions; 'rest_ms', everything else, an attention's own convolutions included;
         and 'operators_ms', the rest by operator. 'ratio_rest' is the ratio to the plain network's time if the
-        convolutions took what the plain network's take. The profiler does not see inside of what torch.compile or ONNX
+        convolutions took what the plain network's take, and 'kept_mib' what autograd keeps between the forward and the
+        backward pass, in MiB and beside the parameters. The profiler does not see inside of what torch.compile or ONNX
         Runtime made: there is nothing about such steps.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it writes two lines for each step
@@ -39,9 +42,25 @@ def operator_statistics(steps: Mapping[str, Step], repeats: int) -> dict[str, di
     shared = {operator for turn in turns[PLAIN] for operator in turn if operator[1]}
     found = {name: _medians(own, shared) for name, own in turns.items()}
     plain = found[PLAIN]
-    for own in found.values():
+    for name, own in found.items():
+        own["kept_mib"] = _kept_for_gradients(steps[name]) / 2**20
         own["ratio_rest"] = (plain["convolutions_ms"] + own["rest_ms"]) / (plain["convolutions_ms"] + plain["rest_ms"])
     return found
+
+
+def _kept_for_gradients(step: Step) -> int:
+    """The bytes that autograd keeps between a step's forward and its backward pass, beside the parameters."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        base = tensor if tensor._base is None else tensor._base  # a layer may save its weight transposed
+        if not (base.is_leaf and base.requires_grad):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(kept.values())
 
 
 def _times(step: Step) -> dict[_Operator, float]:

@@ -35,7 +35,11 @@ def test_folded_variants_are_measured_in_inference_alone() -> None:
 
 
 def test_the_time_beside_convolutions_is_compared() -> None:
-    found = benchmark("backbone", (64, 64), 1, ["cbam"], repeats=1, memory=False, operators=True)
+    found = benchmark("backbone", (64, 64), 1, ["cbam", "none"], repeats=1, memory=False, operators=True)
+    assert found["plain"]["inference"]["kept_mib"] == 0
+    kept = {variant: measured["training"]["kept_mib"] for variant, measured in found.items()}
+    assert 0 < kept["none"] < 0.65 * kept["plain"]
+    assert kept["none"] < kept["cbam"] < kept["plain"]
     for mode in ("inference", "training"):
         plain, cbam = found["plain"][mode], found["cbam"][mode]
         total = plain["convolutions_ms"] + plain["rest_ms"]

@@ -54,7 +54,8 @@ def print_operators(shape: list[int], batch: int, results: dict[str, Any]) -> No
             named = [(name.rstrip(">").rpartition("::")[2], time) for name, time in measured["operators_ms"].items()]
             most = [f"{name} {time:.1f}" for name, time in named[:4]]
             times = f"{measured['convolutions_ms']:8.1f} + {measured['rest_ms']:6.1f} ms"
-            print(f"{mode:9} {variant:{WIDTH}} {measured['ratio_rest']:6.3f} {times}: {', '.join(most)}", flush=True)
+            kept = f"; {measured['kept_mib']:.0f} MiB are kept for the gradients" if measured["kept_mib"] else ""
+            print(f"{mode:9} {variant:{WIDTH}} {measured['ratio_rest']:6.3f} {times}: {', '.join(most)}{kept}")
 
 
 def parser() -> argparse.ArgumentParser:
