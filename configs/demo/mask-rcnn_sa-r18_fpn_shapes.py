@@ -30,7 +30,7 @@ model = dict(
     test_cfg=dict(
         rpn=dict(nms_pre=200, max_per_img=100),
         # Shapes overlap by a tenth at most, so of two boxes in one place one is wrong, also if they have two classes.
-        rcnn=dict(max_per_img=20, nms=dict(type="nms", iou_threshold=0.5, class_agnostic=True)),
+        rcnn=dict(max_per_img=20, nms=dict(type="nms", iou_threshold=0.3, class_agnostic=True)),
     ),
 )
 
@@ -62,8 +62,8 @@ val_evaluator = dict(type="CocoMetric", metric=["bbox", "segm"], ann_file=data_r
 test_evaluator = val_evaluator
 
 max_epochs = 10
-train_cfg = dict(max_epochs=max_epochs, val_interval=5)
-optim_wrapper = dict(optimizer=dict(lr=7e-4))
+train_cfg = dict(max_epochs=max_epochs, val_interval=10)
+optim_wrapper = dict(optimizer=dict(lr=1.4e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", eta_min_ratio=0.01, T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
