@@ -69,8 +69,9 @@ class SpatialGroupEnhance(ExactStart, Attention):
         # The unbiased standard deviation, which a single position does not have; Tensor.std takes four times as long.
         norms = torch.linalg.vector_norm(centred.flatten(2), dim=2)[:, :, None, None]
         slope = self.weight / (norms / math.sqrt(max(1, positions - 1)) + _EPS)
-        # In place: autograd keeps the similarities and the gates alone.
-        return (centred * slope).add_(self.bias).sigmoid_()
+        return (
+            centred * slope + self.bias
+        ).sigmoid_()  # in place: of all maps here autograd keeps these and the centred
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape

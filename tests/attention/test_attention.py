@@ -219,6 +219,24 @@ def test_it_can_be_exported(case: Case) -> None:
 
 
 @every_case
+def test_several_values_of_one_parameter_are_computed_at_once(case: Case) -> None:
+    pytest.importorskip("torch.func", reason="it came with PyTorch 2")
+    layer: Any = MODELS.build({**case.cfg, "in_channels": CHANNELS}).double()
+    layer.eval()
+    x = torch.randn(2, CHANNELS, 5, 3, dtype=torch.float64)
+    for name, parameter in layer.named_parameters():
+        values = torch.randn(3, *parameter.shape, dtype=torch.float64)
+
+        def output(value: Tensor, name: str = name) -> Tensor:
+            result: Tensor = torch.func.functional_call(layer, {name: value}, (x,))
+            return result
+
+        with torch.no_grad():
+            expected = torch.stack([output(value) for value in values])
+            torch.testing.assert_close(torch.func.vmap(output)(values), expected, rtol=1e-10, atol=1e-10)
+
+
+@every_case
 def test_names_are_those_of_the_released_weights(case: Case) -> None:
     assert set(build(case).state_dict()) == case.names
 
