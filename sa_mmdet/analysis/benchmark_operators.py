@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
@@ -28,10 +28,10 @@ def operator_statistics(steps: Mapping[str, Step], repeats: int) -> dict[str, di
     Returns:
         For each step medians over its turns, in milliseconds: 'convolutions_ms', those whose weights have the shape of
         one of the plain network's convolutions; 'rest_ms', everything else, an attention's own convolutions included;
-        and 'operators_ms', the rest by operator. 'ratio_rest' is the ratio to the plain network's time if the
-        convolutions took what the plain network's take, and 'kept_mib' what autograd keeps between the forward and the
-        backward pass, in MiB and beside the parameters. The profiler does not see inside of what torch.compile or ONNX
-        Runtime made: there is nothing about such steps.
+        and 'operators_ms', the rest by operator, whose sum is near 'rest_ms' alone. 'ratio_rest' is the ratio to the
+        plain network's time if the convolutions took what the plain network's take, and 'kept_mib' what autograd keeps
+        between the forward and the backward pass, in MiB and beside the parameters. The profiler does not see inside of
+        what torch.compile or ONNX Runtime made: there is nothing about such steps.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it writes two lines for each step
     steps = {name: step for name, step in steps.items() if not name.endswith((COMPILED, IN_ONNX_RUNTIME))}
@@ -54,7 +54,7 @@ def _kept_for_gradients(step: Step) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         base = tensor if tensor._base is None else tensor._base  # a layer may save its weight transposed
-        if not (base.is_leaf and base.requires_grad):
+        if not isinstance(base, nn.Parameter):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 

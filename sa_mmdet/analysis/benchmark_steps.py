@@ -32,7 +32,9 @@ FOLDED = ("folded", "baked", "folded-onnxruntime", "baked-onnxruntime")
 # The variants and their backbones.
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: dict(type="ResNet"),
-    "published": dict(type="AttentionResNet", attention=dict(type="PublishedShuffleAttention")),
+    "published": dict(
+        type="AttentionResNet", attention=dict(type="PublishedShuffleAttention"), implementation="reference"
+    ),
     "reference": dict(type="SAResNet", implementation="reference"),
     "fused": dict(type="SAResNet", implementation="auto"),
     "none": dict(type="AttentionResNet"),

@@ -28,9 +28,10 @@ class _ChannelGate(nn.Module):
 
     def gates(self, means: Tensor, maxima: Tensor) -> Tensor:
         """The gates of all channels, N x C, from their means and maxima."""
-        both = torch.cat((means, maxima)).to(self.mlp[1].weight.dtype)  # one call: its time is that of reading weights
-        of_means, of_maxima = self.mlp(both).chunk(2)
-        return (of_means + of_maxima).sigmoid()
+        n, dtype = len(means), self.mlp[1].weight.dtype
+        # Both in one call, since reading the weights takes most of the time.
+        found = self.mlp(torch.cat((means.to(dtype), maxima.to(dtype))))
+        return (found[:n] + found[n:]).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         gates = self.gates(x.mean((2, 3), dtype=at_least_float32(x)), x.amax((2, 3)))

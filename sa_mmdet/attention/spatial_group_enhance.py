@@ -69,9 +69,8 @@ class SpatialGroupEnhance(ExactStart, Attention):
         # The unbiased standard deviation, which a single position does not have; Tensor.std takes four times as long.
         norms = torch.linalg.vector_norm(centred.flatten(2), dim=2)[:, :, None, None]
         slope = self.weight / (norms / math.sqrt(max(1, positions - 1)) + _EPS)
-        return (
-            centred * slope + self.bias
-        ).sigmoid_()  # in place: of all maps here autograd keeps these and the centred
+        # In place: of the maps here autograd keeps the gates and the centred similarities alone.
+        return (centred * slope + self.bias).sigmoid_()
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape

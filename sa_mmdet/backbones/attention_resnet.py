@@ -25,9 +25,10 @@ from .plain_weights import adapt, attention_shapes
 class AttentionResNet(ResNet):
     """ResNet with an attention layer after the last norm of each block, before the residual addition.
 
-    Takes all options of :class:`mmdet.models.ResNet`. It differs in three points: ``attention`` is shorter than a list
-    of plugins, depths 18 and 34 take plugins, too, at the position 'after_conv2', and ``norm_eval`` does not concern
-    the norms inside of attention, which learn their own statistics.
+    Takes all options of :class:`mmdet.models.ResNet`. It differs in four points: ``attention`` is shorter than a list
+    of plugins, depths 18 and 34 take plugins, too, at the position 'after_conv2', ``norm_eval`` does not concern
+    the norms inside of attention, which learn their own statistics, and the stem's max pooling is a
+    :class:`sa_mmdet.backbones.max_pool.StemMaxPool`.
 
     The weights of a plain ResNet start it so that it computes the plain ResNet's function, whatever loads them: see
     :mod:`sa_mmdet.backbones.exact_start`.
@@ -43,10 +44,10 @@ class AttentionResNet(ResNet):
             'pre' before the block's first convolution; 'post' after its last ReLU; 'identity' on the connection that
             is added to the block's output; 'conv2' after the 3 x 3 convolution of a bottleneck. 'pre', 'post' and
             'identity' start as the identity, whatever weights there are: see :func:`sa_mmdet.insertion.insert`.
-        implementation: 'auto' to compute norms, gates, additions and ReLUs of Bottlenecks by one operator each where
-            nobody can tell the difference, 'reference' to run MMDetection's own blocks; the parameters and the results
-            are the same. On GPUs 'auto' does so for the ends with shuffle attention alone, and 'fused' for all: these
-            kernels have not been measured yet.
+        implementation: 'auto' to compute norms, gates, additions and ReLUs of Bottlenecks by one operator each, and the
+            stem's pooling by another, where nobody can tell the difference; 'reference' to run MMDetection's own blocks
+            and PyTorch's pooling. The parameters and the results are the same. On GPUs 'auto' does so for the ends with
+            shuffle attention alone, and 'fused' for all: these kernels have not been measured yet.
         keep_inputs: Whether those operators keep the norms' inputs for the backward pass. By default they compute them
             again from their results wherever that costs at most six bits of float32, and need less memory; on GPUs they
             keep them in any case.

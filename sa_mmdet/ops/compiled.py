@@ -14,6 +14,9 @@ from .native import library_name
 from .reference import parameter_gradients
 from .tensors import at_least_float32, is_compiling
 
+# The operators that came last. A checkout that is updated without being installed again has a library without them.
+_NEWEST = ("max_pool",)
+
 
 def _load() -> str | None:
     """Load the library; returns why there is none, or None."""
@@ -27,7 +30,8 @@ def _load() -> str | None:
         torch.ops.load_library(str(own))
     except (OSError, RuntimeError) as error:
         return f"{own.name} cannot be loaded: {error}"
-    return None
+    lacking = [name for name in _NEWEST if not hasattr(torch.ops.sa_mmdet_cpu, name)]
+    return f"{own.name} is compiled from older sources: install the package again" if lacking else None
 
 
 # Why the operators cannot be used, or None.
@@ -51,8 +55,8 @@ def obstacle(x: Tensor) -> str | None:
         return f"the input is of the class {type(x).__name__}"
     if is_compiling():
         return "torch.compile does it"
-    if x.device.type != "cpu" or x.dtype not in _DTYPES:
-        return f"there is no compiled operator for {x.dtype} on {x.device.type}"
+    if x.device.type != "cpu" or x.dtype not in _DTYPES or x.layout != torch.strided:
+        return f"there is no compiled operator for {x.dtype} of the layout {x.layout} on {x.device.type}"
     return None if x.numel() else "the feature map is empty"
 
 

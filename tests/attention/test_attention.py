@@ -221,8 +221,7 @@ def test_it_can_be_exported(case: Case) -> None:
 @every_case
 def test_several_values_of_one_parameter_are_computed_at_once(case: Case) -> None:
     pytest.importorskip("torch.func", reason="it came with PyTorch 2")
-    layer: Any = MODELS.build({**case.cfg, "in_channels": CHANNELS}).double()
-    layer.eval()
+    layer = build(case).double().eval()
     x = torch.randn(2, CHANNELS, 5, 3, dtype=torch.float64)
     for name, parameter in layer.named_parameters():
         values = torch.randn(3, *parameter.shape, dtype=torch.float64)

@@ -24,7 +24,7 @@ NAMES = ("cweight", "cbias", "sweight", "sbias", "gn.weight", "gn.bias")
 SHAPES = [(2, 8, 4, 5, 7), (1, 64, 16, 1, 9), (2, 16, 2, 1, 1), (2, 256, 64, 7, 5), (1, 32, 8, 97, 131)]
 
 
-@pytest.fixture(scope="module", params=["C++", "PyTorch's operators"], autouse=True)
+@pytest.fixture(scope="module", params=["C++", "fallback"], autouse=True)
 def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.param == "C++" and compiled.missing:
         pytest.skip(compiled.missing)

@@ -1,9 +1,14 @@
 """The max pooling of ResNet's stem, beside PyTorch's."""
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models.backbones import ResNet
+from threads import assert_threads_change_no_bit
 from torch import Tensor, nn
 
 from sa_mmdet.backbones import AttentionResNet
@@ -34,11 +39,13 @@ def test_it_gives_pytorchs_elements(shape: tuple[int, ...], dtype: torch.dtype, 
 
 def test_only_negative_infinity_stays_what_it_is() -> None:
     x = torch.full((1, 1, 4, 4), -float("inf"))
+    assert layer().obstacle(x) is None
     assert torch.equal(layer()(x), x[:, :, :2, :2])
 
 
 def test_a_cut_out_of_a_map_is_pooled() -> None:
     x = torch.randn(2, 6, 9, 11)[:, ::2, 1:, 2:]
+    assert layer().obstacle(x) is None
     assert torch.equal(layer()(x), F.max_pool2d(x, 3, 2, 1))
 
 
@@ -66,6 +73,72 @@ def test_everything_else_is_pytorchs(x: Tensor, pool: StemMaxPool, reason: str) 
     if x.requires_grad:
         [gradient] = torch.autograd.grad(found.sum(), x)
         assert gradient.sum() == expected.numel()
+
+
+def test_threads_change_no_bit() -> None:
+    assert_threads_change_no_bit(lambda: [layer()(torch.arange(2.0 * 3 * 61 * 200).sin().view(2, 3, 61, 200))])
+
+
+def test_it_knows_the_shape_of_its_result() -> None:
+    for height, width in ((1, 1), (7, 8), (8, 7)):
+        found = torch.ops.sa_mmdet_cpu.max_pool(torch.empty(2, 3, height, width, device="meta"))
+        assert found.shape == F.max_pool2d(torch.empty(2, 3, height, width), 3, 2, 1).shape
+
+
+class OtherStem(AttentionResNet):
+    """A subclass whose stem pools otherwise."""
+
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        super()._make_stem_layer(in_channels, stem_channels)
+        self.maxpool = nn.MaxPool2d(2, 2)
+
+
+class WithoutPooling(AttentionResNet):
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        super()._make_stem_layer(in_channels, stem_channels)
+        del self.maxpool
+
+
+def test_a_subclass_keeps_its_own_stem() -> None:
+    x = torch.randn(1, 2, 6, 8)
+    assert torch.equal(OtherStem(18, base_channels=8, stem_channels=8).maxpool(x), F.max_pool2d(x, 2, 2))
+    assert not hasattr(WithoutPooling(18, base_channels=8, stem_channels=8), "maxpool")
+
+
+def test_a_frozen_stem_takes_it_while_training_and_copies_do_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = AttentionResNet(18, base_channels=8, stem_channels=8, frozen_stages=0)
+    network.train()
+    with monkeypatch.context() as change:
+        change.setattr(nn.MaxPool2d, "forward", None)
+        for copied in (network, copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            sum(out.sum() for out in copied(torch.randn(2, 3, 64, 64))).backward()
+            assert copied.layer1[0].conv1.weight.grad is not None
+        with torch.inference_mode():
+            network(torch.randn(2, 3, 64, 64))
+
+
+TRANSFORMS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "vmap": lambda pool, x: torch.func.vmap(pool)(x[None])[0],
+    "jvp": lambda pool, x: torch.func.jvp(pool, (x,), (torch.ones_like(x),))[0],
+    "compile": lambda pool, x: torch.compile(pool, backend="eager", fullgraph=True)(x),
+    "export": lambda pool, x: torch.export.export(pool, (x,)).module()(x),
+    "autocast": lambda pool, x: autocast(pool, x),
+}
+
+
+def autocast(pool: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        result: Tensor = pool(x)
+    return result
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_give_the_same(transform: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    if not hasattr(torch, "export"):
+        pytest.skip("torch.export came with PyTorch 2.1")
+    x = torch.randn(2, 3, 9, 8)
+    with torch.no_grad():
+        assert torch.equal(transform(layer(), x), F.max_pool2d(x, 3, 2, 1))
 
 
 @pytest.mark.parametrize("depth", [18, 50])

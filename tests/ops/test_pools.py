@@ -48,6 +48,34 @@ class Inputs:
         return y.mean((2, 3)), y.amax((2, 3)), pools, (gated + self.identity).clamp(min=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_first_maximum_of_a_long_row_is_found_wherever_it_is(dtype: torch.dtype) -> None:
+    # Rows are computed in blocks of 2048 positions.
+    norm = EvalNorm(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.25]), None, None, 0.0)
+    for places in ([0], [2047], [2048], [4700], [100, 3000], [2050, 2051, 4600]):
+        x = torch.zeros(1, 2, 47, 101, dtype=dtype)
+        x[:, 0].view(-1)[places] = 3
+        x[:, 1].view(-1)[places] = -3
+        x.requires_grad_()
+        _, means, maxima = BlockEnd(x, x, norm).row_pools()
+        assert maxima.tolist() == [[3.5, 6.25]]
+        share = 3 * len(places) / 4747
+        torch.testing.assert_close(means.double(), torch.tensor([[0.5 + share, 0.25 + 2 * share]]).double())
+        [gradient] = torch.autograd.grad(maxima.sum(), x)
+        assert gradient.flatten(2).nonzero()[:, 1:].tolist() == [[0, places[0]], [1, places[0]]]
+
+
+@pytest.mark.parametrize("place", [3, 2048, 4000])
+def test_nan_in_a_long_row_is_its_maximum(place: int) -> None:
+    x = torch.randn(1, 2, 47, 101)
+    x[0, 0].view(-1)[place] = float("nan")
+    x[0, 1].view(-1)[place] = float("inf")
+    _, means, maxima = BlockEnd(x, x, EvalNorm(None, None, None, None, 0.0)).row_pools()
+    assert means[0, 0].isnan()
+    assert maxima[0, 0].isnan()
+    assert means[0, 1] == maxima[0, 1] == float("inf")
+
+
 def gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor]) -> tuple[Tensor, ...]:
     weights = [torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view_as(out) for out in outputs]
     total = torch.stack([(out.double() * weight).sum() for out, weight in zip(outputs, weights, strict=True)]).sum()

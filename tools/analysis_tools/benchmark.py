@@ -44,8 +44,8 @@ def print_table(shape: list[int], batch: int, results: dict[str, Any]) -> None:
 
 
 def print_operators(shape: list[int], batch: int, results: dict[str, Any]) -> None:
-    print(f"\n{shape[0]} x {shape[1]}, batch {batch}: medians under the profiler. Ratios to plain, if the network's")
-    print("convolutions took what plain's take; then the time of these and of everything else, and of what takes most")
+    print(f"\n{shape[0]} x {shape[1]}, batch {batch}: medians under the profiler. Columns: the ratio to plain with the")
+    print("time of plain's convolutions; convolutions + everything else; the slowest operators of the latter")
     for mode in ("inference", "backward", "training"):
         for variant, found in results.items():
             measured = found.get(mode, {})

@@ -17,7 +17,7 @@ constexpr int64_t TOGETHER = 4;
 // Positions that are searched at once.
 constexpr int64_t SEARCHED = 64;
 
-// Whether a number is larger, or the first that is not a number; without branches, which would not be vectorised.
+// Whether a value is larger, or the first NaN; without branches, which would not be vectorised.
 template <typename A>
 INLINE bool takes(A value, A largest) {
   return (value > largest) | ((value != value) & (largest == largest));
@@ -60,7 +60,7 @@ INLINE void row_pools_row(const T* __restrict x, int64_t length, A sign, A* mean
   *mean = A(total / length);
   if (*mean == *mean) {
     found = place_of<T, A>(x, found, length, sign, largest);
-  } else {  // one may be no number
+  } else {  // there may be a NaN
     found = 0;
     for (int64_t i = 1; i < length; ++i) {
       if (takes(sign * A(x[i]), sign * A(x[found]))) found = i;
@@ -70,8 +70,8 @@ INLINE void row_pools_row(const T* __restrict x, int64_t length, A sign, A* mean
   *place = found;
 }
 
-// What the pools of a tile of positions need of COUNT adjacent channels, of which x is the first. SAFE: where an element
-// may not be a number.
+// What the pools of a tile of positions need of COUNT adjacent channels, of which x is the first. SAFE: where elements may
+// be NaN.
 template <typename T, typename A, int COUNT, bool SAFE>
 INLINE void channel_pools_tile(
     const T* __restrict x, int64_t stride, int64_t length, const A* scales, const A* shifts, int32_t channel,
@@ -148,7 +148,7 @@ INLINE void channel_pools_backward_row(
   *sum_x = A(total_x);
 }
 
-// SAFE: where an element may not be a number.
+// SAFE: where elements may be NaN.
 template <typename A, bool SAFE>
 INLINE A larger(A one, A other) {
   return (SAFE ? takes(other, one) : other > one) ? other : one;
@@ -161,7 +161,7 @@ template <typename T, typename A, bool SAFE>
 INLINE A max_pool_part(
     const T* __restrict above, const T* __restrict row, const T* __restrict below, int64_t width, A* __restrict buffer,
     T* __restrict out) {
-  A* __restrict columns = buffer + 1;
+  A* columns = buffer + 1;  // the same memory: no __restrict
   A difference = 0;
 #pragma omp simd reduction(+ : difference)
   for (int64_t i = 0; i < width; ++i) {

@@ -68,7 +68,8 @@ INLINE float power_of_two(float t) {
 
 INLINE double power_of_two(double t) { return std::exp2(t); }
 
-// y * sigmoid(z) of t = NEGATIVE_LOG2_E * z: where z is a slope times a number, the product is one with the slope.
+// y * sigmoid(z), from t = NEGATIVE_LOG2_E * z. A caller whose z is slope * d + bias puts the constant into both, which
+// saves a product for each element.
 template <typename A>
 INLINE A times_sigmoid(A y, A t) {
   return y / (A(1) + power_of_two(t));
