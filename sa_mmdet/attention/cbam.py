@@ -28,7 +28,7 @@ class _ChannelGate(nn.Module):
 
     def gates(self, means: Tensor, maxima: Tensor) -> Tensor:
         """The gates of all channels, N x C, from their means and maxima."""
-        n, dtype = len(means), self.mlp[1].weight.dtype
+        n, dtype = means.shape[0], self.mlp[1].weight.dtype
         # Both in one call, since reading the weights takes most of the time.
         found = self.mlp(torch.cat((means.to(dtype), maxima.to(dtype))))
         return (found[:n] + found[n:]).sigmoid()
