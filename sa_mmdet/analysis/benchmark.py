@@ -64,9 +64,7 @@ def benchmark(
         ValueError: The level, a variant, the dtype or the depth is unknown, a number is below 1, or operators are to be
             measured on another device than a CPU.
     """
-    _check_options(level, variants, repeats, batch, device, dtype, depth)
-    if operators and device != "cpu":
-        raise ValueError(f"operators are measured on a CPU, not on {device}: there they run after the calls have ended")
+    _check_options(level, variants, repeats, batch, device, dtype, depth, operators)
     variants = [PLAIN, *(variant for variant in variants if variant != PLAIN)]
     results: dict[str, Any] = {variant: {} for variant in variants}
     if memory:
@@ -125,7 +123,7 @@ def _statistics(own: list[float], plain: list[float]) -> dict[str, Any]:
 
 
 def _check_options(
-    level: str, variants: list[str], repeats: int, batch: int, device: str, dtype: str, depth: int
+    level: str, variants: list[str], repeats: int, batch: int, device: str, dtype: str, depth: int, operators: bool
 ) -> None:
     choices: dict[str, tuple[Any, tuple]] = dict(
         level=(level, LEVELS), dtype=(dtype, ("float32", "float16", "bfloat16")), depth=(depth, DEPTHS)
@@ -144,6 +142,8 @@ def _check_options(
             )
     if repeats < 1 or batch < 1:
         raise ValueError(f"repeats={repeats} and batch={batch} must be at least 1")
+    if operators and device != "cpu":
+        raise ValueError(f"operators are measured on a CPU, not on {device}: there they run after the calls have ended")
 
 
 def _timed(step: Step, device: str) -> float:

@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 
+import needs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -132,10 +133,9 @@ def autocast(pool: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
+@needs.export
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_transforms_give_the_same(transform: Callable[[nn.Module, Tensor], Tensor]) -> None:
-    if not hasattr(torch, "export"):
-        pytest.skip("torch.export came with PyTorch 2.1")
     x = torch.randn(2, 3, 9, 8)
     with torch.no_grad():
         assert torch.equal(transform(layer(), x), F.max_pool2d(x, 3, 2, 1))

@@ -30,6 +30,14 @@ def test_a_library_of_another_pytorch_is_not_loaded(monkeypatch: pytest.MonkeyPa
     importlib.reload(compiled)
 
 
+@pytest.mark.skipif(compiled.missing is not None, reason=str(compiled.missing))
+def test_a_library_from_older_sources_is_not_used() -> None:
+    # One that lacks operators: here all of them.
+    code = "import torch; torch.ops.load_library = print; from sa_mmdet.ops import compiled; print(compiled.missing)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip().endswith("is compiled from older sources: install the package again")
+
+
 def test_without_a_compiler_the_package_installs_without_the_operator(tmp_path: Path) -> None:
     for name in ("setup.py", "README.md"):
         shutil.copy(REPOSITORY / name, tmp_path)
